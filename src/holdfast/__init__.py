@@ -1,0 +1,1 @@
+"""Holdfast: watch, measure, diagnose, cure and prove, for networks in training."""

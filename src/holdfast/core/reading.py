@@ -1,0 +1,108 @@
+"""`Reading` and `Table`: what a measure gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.core.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The value of one measure at one site at one step.
+
+    Args:
+        measure: the measure's name, such as `"parameter-drift"`.
+        site: where.
+        step: the optimiser step after which it holds; the first step is 1.
+        value: the figure.
+        unit: of the value, the interval and the floor.
+        n: sample size: samples (not positions) for activations, elements for parameters.
+        noise_floor: 95th percentile of the measure when nothing moved; `None` where the figure is exact.
+        interval: 95 % interval of the value, or `None`.
+        lag: optimiser steps between the two states compared; `None` for a measure of one state.
+    """
+
+    measure: str
+    site: Site
+    step: int
+    value: float
+    unit: str
+    n: int
+    noise_floor: float | None = None
+    interval: tuple[float, float] | None = None
+    lag: int | None = None
+
+    @property
+    def above_noise(self) -> bool:
+        """Whether the value is finite and above its floor (a figure without a floor is above it)."""
+        return math.isfinite(self.value) and (self.noise_floor is None or self.value > self.noise_floor)
+
+    @property
+    def lag_decade(self) -> int | None:
+        """The nominal lag: the greatest of 1, 10, 100, … that is not above `lag`.
+
+        Example:
+            >>> Reading("parameter-drift", Site("fc", "input"), 12, 0.1, "reference SD", 64, lag=12).lag_decade
+            10
+        """
+        return None if self.lag is None else lag_decade(self.lag)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a figure that is not finite becomes its name."""
+        return {
+            "measure": self.measure,
+            "site": str(self.site),
+            "step": self.step,
+            "value": plain(self.value),
+            "unit": str(self.unit),
+            "noise_floor": None if self.noise_floor is None else plain(self.noise_floor),
+            "interval": None if self.interval is None else [plain(end) for end in self.interval],
+            "lag": self.lag,
+            "n": self.n,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The value of a measure that yields a profile or a matrix.
+
+    Args:
+        measure: the measure's name.
+        step: the optimiser step after which it holds.
+        unit: of the values.
+        rows: one label a row.
+        columns: one label a column.
+        values: `(rows, columns)`; NaN where there is no figure.
+        n: sample size.
+    """
+
+    measure: str
+    step: int
+    unit: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    n: int
+
+
+def lag_decade(lag: int) -> int:
+    """The greatest power of ten that is not above `lag`.
+
+    Example:
+        >>> [lag_decade(lag) for lag in (1, 9, 10, 250, 1000)]
+        [1, 1, 10, 100, 1000]
+    """
+    return 10 ** (len(str(lag)) - 1)
+
+
+def plain(value: float) -> float | str:
+    """A float for strict JSON: NaN and infinities as text.
+
+    Example:
+        >>> plain(1.5), plain(float("-inf"))
+        (1.5, '-inf')
+    """
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,91 @@
+"""`Treatment`, its `Plan` and its `Receipt`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+from holdfast.core.errors import SurgeryError
+from holdfast.core.site import Site
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What a treatment changed, what that did to the computed function, and how to take it back.
+
+    Args:
+        treatment: its name.
+        changes: one line for each thing changed, `"before → after"`.
+        undo_: puts everything back, bit for bit.
+        error_eval: largest absolute change of the output on the given batch in eval mode; `None` when no batch
+            was given.
+        error_train: the same in train mode.
+    """
+
+    treatment: str
+    changes: tuple[str, ...]
+    undo_: Callable[[], None]
+    error_eval: float | None = None
+    error_train: float | None = None
+    undone: bool = field(default=False, init=False)
+
+    def undo(self) -> None:
+        """Put model and optimiser back as they were before.
+
+        Raises:
+            SurgeryError: it was undone already.
+        """
+        if self.undone:
+            raise SurgeryError(
+                f"a {self.treatment} that is in force", "one that was undone already", "apply the plan again first"
+            )
+        self.undo_()
+        self.undone = True
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A change that has been worked out and not yet made.
+
+    Args:
+        treatment: its name.
+        diff: what would change, as lines `- before` and `+ after`.
+        source: lines for the user's own script that do the same.
+        apply_: makes the change; `None` for a recipe, which only the user's script can follow.
+    """
+
+    treatment: str
+    diff: str
+    source: str
+    apply_: Callable[[], Receipt] | None = None
+
+    def apply(self) -> Receipt:
+        """Make the change.
+
+        Returns:
+            The receipt, with `undo()`.
+
+        Raises:
+            SurgeryError: the plan is a recipe.
+        """
+        if self.apply_ is None:
+            raise SurgeryError(
+                "a plan that changes the model or the optimiser",
+                f"the recipe {self.treatment!r}, which only your script can follow",
+                f"paste its lines:\n{self.source}",
+            )
+        return self.apply_()
+
+
+class Treatment(Protocol):
+    """A change to a model, to its optimiser, or (a recipe) to the user's script."""
+
+    name: str
+
+    def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
+        """Work out the change for the given sites (all that qualify when none are given)."""
+        ...
