@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+# `Self` would say it shorter, but the checker that the tests run knows it only where it decorates whole classes.
+S = TypeVar("S", bound="Statistic")
 
 
 @runtime_checkable
@@ -19,7 +22,7 @@ class Statistic(Protocol):
 
     COLUMNS: ClassVar[tuple[str, ...]]
 
-    def __add__(self, other: Self, /) -> Self:
+    def __add__(self: S, other: S, /) -> S:
         """The statistic of both data sets together."""
         ...
 
@@ -28,6 +31,6 @@ class Statistic(Protocol):
         ...
 
     @classmethod
-    def unpack(cls, vector: NDArray[np.float64], /) -> Self:
+    def unpack(cls: type[S], vector: NDArray[np.float64], /) -> S:
         """Read `pack`'s vector back."""
         ...
