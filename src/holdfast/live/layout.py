@@ -1,0 +1,177 @@
+"""Which axis of an activation holds samples and which features, and a bounded view of it.
+
+Every statistic reads a *block* `(samples, channels, positions)`. This file turns a tensor as a layer sees it into
+such a block without copying it, and, in sampled mode, into a strided view of at most `max_elements` elements:
+as many samples as possible first (the unit of inference is the sample), then channels, then positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import (
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _LPPoolNd,
+    _MaxPoolNd,
+)
+
+# Layers whose features lie on axis 1 whatever follows it, and layers whose features are the last axis.
+_CHANNELS_SECOND = (
+    _ConvNd,
+    _NormBase,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.PReLU,
+    nn.Upsample,
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _LPPoolNd,
+    _MaxPoolNd,
+)
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where samples and features lie in a tensor.
+
+    Args:
+        samples: axis of the samples.
+        channels: axis of the features, `None` when each sample is a single number.
+    """
+
+    samples: int
+    channels: int | None
+
+
+def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None) -> Layout | None:
+    """The layout of a tensor that a module takes or gives.
+
+    Convolutions, batch-statistics normalisers and poolings keep features on axis 1; linear layers, layer
+    normalisers, embeddings, recurrent and attention layers on the last axis. A layer that works element by element
+    says nothing: it takes the layout of the layer whose output it received (`inherited`), else axis 1 from four
+    axes on and the last axis below.
+
+    Args:
+        module: the layer.
+        tensor: its input, output, or the gradient at one of these.
+        inherited: layout of the layer that made the tensor, when it is known.
+
+    Returns:
+        The layout, or `None` for a tensor without axes.
+
+    Example:
+        >>> import torch
+        >>> layout_of(nn.Conv2d(3, 8, 3), torch.zeros(5, 3, 9, 9))
+        Layout(samples=0, channels=1)
+        >>> layout_of(nn.LSTM(4, 4), torch.zeros(7, 5, 4))  # time first
+        Layout(samples=1, channels=2)
+    """
+    if tensor.ndim == 0:
+        return None
+    if tensor.ndim == 1:
+        return Layout(0, None)
+    if tensor.ndim == 2:
+        return Layout(0, 1)
+    time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
+    if isinstance(module, _CHANNELS_LAST):
+        return Layout(1 if time_first and tensor.ndim == 3 else 0, tensor.ndim - 1)
+    if isinstance(module, _CHANNELS_SECOND):
+        return Layout(0, 1)
+    if inherited is not None and inherited.channels is not None and inherited.channels < tensor.ndim:
+        return inherited
+    return Layout(0, 1 if tensor.ndim >= 4 else tensor.ndim - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which part of a site's tensors is read.
+
+    Channels are chosen once per site, so that figures per channel stay comparable from step to step; positions
+    move with `phase`, so that over the steps every position is read equally often.
+
+    Args:
+        max_elements: the most elements of one tensor, `None` for all.
+        channel_step: every how many channels one is read.
+    """
+
+    max_elements: int | None
+    channel_step: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, layout: Layout, max_elements: int | None) -> Sampling:
+        """The sampling of a site, from the first tensor seen there."""
+        if max_elements is None or tensor.numel() <= max_elements or layout.channels is None:
+            return cls(max_elements, 1)
+        samples, channels = tensor.shape[layout.samples], tensor.shape[layout.channels]
+        return cls(max_elements, math.ceil(channels / max(1, max_elements // samples)))
+
+
+def block(
+    tensor: Tensor, layout: Layout, sampling: Sampling, phase: float
+) -> Shaped[Tensor, "samples channels positions"]:
+    """A tensor as a block, a view wherever strides allow.
+
+    Args:
+        tensor: as the layer sees it.
+        layout: where its samples and features lie.
+        sampling: which part to read.
+        phase: in [0, 1): where among the positions (and, beyond `max_elements` samples, among the samples) the
+            strided reading starts.
+
+    Returns:
+        `(samples, channels, positions)`, of at most `sampling.max_elements` elements (whole channels' worth of the
+        first dimension permitting).
+
+    Example:
+        >>> import torch
+        >>> images = torch.zeros(8, 16, 10, 10)
+        >>> tuple(block(images, Layout(0, 1), Sampling(1280, 1), 0.5).shape)
+        (8, 16, 9)
+    """
+    if layout.channels is None:
+        view = tensor.reshape(-1, 1, 1)
+    else:
+        rest = [axis for axis in range(tensor.ndim) if axis not in (layout.samples, layout.channels)]
+        view = tensor.permute(layout.samples, layout.channels, *rest)
+        view = view.unsqueeze(-1) if not rest else view
+    if sampling.channel_step > 1:
+        view = view[:, :: sampling.channel_step]
+    limit = sampling.max_elements
+    if limit is None or view.numel() <= limit:
+        return view.flatten(2)
+    if view.shape[0] > limit:
+        step = math.ceil(view.shape[0] / limit)
+        view = view[int(phase * step) :: step]
+    positions = math.prod(view.shape[2:])
+    kept = max(1, limit // max(1, view.shape[0] * view.shape[1]))
+    if kept >= positions:
+        return view.flatten(2)
+    # An odd step shares no factor with the usual widths, powers of two, so that no column is read every time.
+    step = math.ceil(positions / kept) | 1
+    start = int(phase * min(step, positions))
+    if view.ndim == 3:
+        return view[:, :, start::step]
+    merged = _merged(view)
+    if merged is not None:
+        return merged[:, :, start::step]
+    # Positions that do not merge into one stride: read the whole of evenly spaced slices of their first axis.
+    slices = max(1, kept * view.shape[2] // positions)
+    step = math.ceil(view.shape[2] / slices)
+    return view[:, :, int(phase * step) :: step].flatten(2)
+
+
+def _merged(view: Tensor) -> Tensor | None:
+    """The position axes as one, `None` where that would copy."""
+    try:
+        return view.view(view.shape[0], view.shape[1], -1)
+    except RuntimeError:
+        return None
