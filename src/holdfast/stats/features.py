@@ -1,0 +1,51 @@
+"""`Features`: what one site said about each sample of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
+
+COLLAPSED_BELOW = 1e-6
+"""A channel whose SD is below this fraction of the site's rms carries rounding, not signal (float32's step is
+6e-8 of a value, and sums of some hundred terms lose another digit)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """The value of every feature for every sample, with the scale of each feature.
+
+    Args:
+        values: mean over positions, `(samples, channels)`; NaN where a sample has no finite value.
+        sd: SD over samples and positions of each channel (divided by n); NaN without data.
+        mean: over samples and positions.
+        rms: root mean square of the whole site.
+
+    Example:
+        >>> import torch
+        >>> features = Features(torch.zeros(4, 2), torch.tensor([0.0, 1.0]).double(), torch.zeros(2).double(), 0.7)
+        >>> features.samples, features.collapsed.tolist()
+        (4, [True, False])
+    """
+
+    values: Float32[Tensor, "samples channels"]
+    sd: Float64[Tensor, channels]
+    mean: Float64[Tensor, channels]
+    rms: float
+
+    @property
+    def samples(self) -> int:
+        """How many samples."""
+        return self.values.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """How many features."""
+        return self.values.shape[1]
+
+    @property
+    def collapsed(self) -> Bool[Tensor, channels]:
+        """Where the SD is zero, not finite, or below 1e-6 of the site's rms: no unit to measure a shift in."""
+        usable = self.sd.isfinite() & (self.sd > 0) & (self.sd >= COLLAPSED_BELOW * self.rms)
+        return ~usable
