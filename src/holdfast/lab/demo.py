@@ -1,0 +1,189 @@
+"""The demo's training: a real run, watched from its first step to its last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from holdfast.api import watch
+from holdfast.core.errors import InputError
+from holdfast.lab.dataset import Dataset
+from holdfast.lab.digits import read_digits
+from holdfast.lab.images import read_images
+from holdfast.lab.networks import SETUPS, Activation, Setup, Variant, build
+from holdfast.lab.reviews import read_reviews
+
+DataName = Literal["digits", "mnist", "fashion-mnist", "reviews"]
+
+BATCH = 128
+STEPS = 400
+EVERY = 5
+"""Steps between two observations: 80 of them in 400 steps, and every lag of the fixed probe falls on one."""
+
+Ticker = Callable[[int, float], None]
+"""Called after each step with its number and its loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the training came to.
+
+    Args:
+        run: the run's folder.
+        setup: what was trained.
+        steps: optimiser steps done.
+        batch: samples a step.
+        first_loss: mean loss of the first 20 steps.
+        last_loss: mean loss of the last 20 steps.
+        chance_loss: loss of a network that knows nothing: the logarithm of the number of classes.
+        accuracy: fraction of the held-out samples that it names rightly.
+        held_out: how many those are.
+    """
+
+    run: Path
+    setup: Setup
+    steps: int
+    batch: int
+    first_loss: float
+    last_loss: float
+    chance_loss: float
+    accuracy: float
+    held_out: int
+
+
+def read_data(name: DataName, folder: Path | None = None, *, seed: int = 0) -> Dataset:
+    """Read the demo's data by name.
+
+    Args:
+        name: `"digits"` needs no folder, the others do.
+        folder: where the data set's files are.
+        seed: of the split.
+
+    Returns:
+        The data, in three parts.
+
+    Raises:
+        InputError: a folder is missing or superfluous, or its files cannot be read.
+
+    Example:
+        >>> read_data("digits").name
+        'digits'
+    """
+    if name == "digits":
+        if folder is not None:
+            raise InputError(
+                "no folder: digits come with scikit-learn",
+                repr(str(folder)),
+                "type: holdfast demo, or: holdfast demo --data mnist DIR",
+            )
+        return read_digits(seed=seed)
+    if folder is None:
+        raise InputError(
+            f"the folder that holds the files of {name}", "none", f"type: holdfast demo --data {name} DIR"
+        )
+    return read_reviews(folder, seed=seed) if name == "reviews" else read_images(folder, name, seed=seed)
+
+
+def activation_for(name: str) -> Activation:
+    """Which activation the demo's network takes: ReLU for reviews, sigmoid for pictures."""
+    return "relu" if name == "reviews" else "sigmoid"
+
+
+def run_demo(
+    data: Dataset,
+    run: Path,
+    *,
+    variant: Variant = "suffering",
+    steps: int = STEPS,
+    seed: int = 0,
+    every: int = EVERY,
+    on_step: Ticker | None = None,
+) -> Outcome:
+    """Train a network with plain SGD while Holdfast watches it.
+
+    Args:
+        data: what to train on.
+        run: folder of the run.
+        variant: which network.
+        steps: optimiser steps.
+        seed: of the weights and of the order of the batches.
+        every: steps between two observations.
+        on_step: told of every step.
+
+    Returns:
+        What came of it, measured on samples that were not trained on.
+
+    Raises:
+        InputError: `steps` is less than 1.
+    """
+    if steps < 1:
+        raise InputError("at least 1 step", str(steps), "type: holdfast demo --steps 400")
+    activation = activation_for(data.name)
+    setup = SETUPS[activation, variant]
+    model = build(variant, features=data.features, classes=data.classes, activation=activation, seed=seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=setup.rate)
+    losses = _train(model, optimizer, data, run, steps=steps, seed=seed, every=every, on_step=on_step)
+    return Outcome(
+        run=run,
+        setup=setup,
+        steps=steps,
+        batch=BATCH,
+        first_loss=_mean(losses[:20]),
+        last_loss=_mean(losses[-20:]),
+        chance_loss=float(torch.tensor(float(data.classes)).log()),
+        accuracy=accuracy(model, data),
+        held_out=len(data.held_out),
+    )
+
+
+def accuracy(model: nn.Module, data: Dataset) -> float:
+    """Fraction of the held-out samples whose class the model names rightly, in eval mode.
+
+    Args:
+        model: in any mode; it is left in train mode.
+        data: with the held-out part.
+
+    Returns:
+        Between 0 and 1.
+    """
+    model.eval()
+    with torch.no_grad():
+        right = model(data.held_out).argmax(1) == data.held_out_labels
+    model.train()
+    return float(right.double().mean())
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    run: Path,
+    *,
+    steps: int,
+    seed: int,
+    every: int,
+    on_step: Ticker | None,
+) -> list[float]:
+    """Plain SGD under `watch`; the loss of every step."""
+    batches = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    with watch(model, optimizer, run=run, probe=data.probe, every=every):
+        for step in range(1, steps + 1):
+            rows = torch.randint(len(data.inputs), (BATCH,), generator=batches)
+            loss = nn.functional.cross_entropy(model(data.inputs[rows]), data.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if on_step is not None:
+                on_step(step, losses[-1])
+    return losses
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
