@@ -124,12 +124,12 @@ def block(
         tensor: as the layer sees it.
         layout: where its samples and features lie.
         sampling: which part to read.
-        phase: in [0, 1): where among the positions (and, beyond `max_elements` samples, among the samples) the
+        phase: in [0, 1): where among the positions (and among the samples, where there are more than fit) the
             strided reading starts.
 
     Returns:
-        `(samples, channels, positions)`, of at most `sampling.max_elements` elements (whole channels' worth of the
-        first dimension permitting).
+        `(samples, channels, positions)`, of at most `sampling.max_elements` elements (or one sample with one
+        position of each channel, where that is more).
 
     Example:
         >>> import torch
@@ -148,8 +148,9 @@ def block(
     limit = sampling.max_elements
     if limit is None or view.numel() <= limit:
         return view.flatten(2)
-    if view.shape[0] > limit:
-        step = math.ceil(view.shape[0] / limit)
+    samples = max(1, limit // view.shape[1])
+    if view.shape[0] > samples:
+        step = math.ceil(view.shape[0] / samples)
         view = view[int(phase * step) :: step]
     positions = math.prod(view.shape[2:])
     kept = max(1, limit // max(1, view.shape[0] * view.shape[1]))
