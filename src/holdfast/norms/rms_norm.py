@@ -1,0 +1,135 @@
+"""`RMSNorm`: a vector divided by its root mean square."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class RMSNorm(nn.RMSNorm):
+    r"""Divides each vector by its root mean square, then scales it by γ; it does not centre.
+
+    y = γ · x / √(mean(x²) + ε), the mean over the axes of `normalized_shape`.
+
+    What it does:
+        Holds the length of every vector at √(number of features), whatever the layers before it do. One
+        statistic a vector; no running state, so that training and evaluation compute the same function.
+
+    Why it matters:
+        It is the normaliser of most language models: cheaper than LayerNorm, and as good wherever the mean of the
+        features carries little.
+
+    When it is wrong:
+        When the mean is the trouble: a shift that adds the same amount to all features is left in. When lengths
+        carry meaning (regression on amplitudes), they are erased.
+
+    Example:
+        >>> norm = RMSNorm(2, eps=0.0)
+        >>> norm(torch.tensor([[3.0, 4.0]])).detach() * 12.5**0.5
+        tensor([[3., 4.]])
+        >>> norm.telemetry()["mean_square"]
+        tensor([12.5000])
+
+    What to do:
+        `model.norm = RMSNorm(width)` where `torch.nn.RMSNorm(width)` stood: constructor, defaults and state_dict
+        keys are the same, and checkpoints load both ways.
+
+    It differs from `torch.nn.RMSNorm` in one thing: features are scaled by a power of two before they are squared,
+    so that |x| ≈ 1e30 (or, with `eps=0`, 1e-30) gives the right answer where torch's square leaves float32's range.
+
+    Args:
+        normalized_shape: the last axes of the input, which share one statistic.
+        eps: added to the mean square; `None` is the machine epsilon of the type computed in (float32 for halves).
+        elementwise_affine: whether γ (`weight`, ones at first) is learnt.
+        device: of γ.
+        dtype: of γ.
+
+    References:
+        Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467.
+    """
+
+    _mean_square: Tensor | None = None
+
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Normalise.
+
+        Args:
+            x: `(*, *normalized_shape)`, of any floating type.
+
+        Returns:
+            The same shape and type; halves are computed in float32.
+        """
+        if not self._fits(x):
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)  # says what is wrong, or complex
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        eps = torch.finfo(compute).eps if self.eps is None else self.eps
+        wide = x.to(compute)
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        scale = power_of_two_above(wide.detach(), axes)
+        scaled = wide / scale
+        mean_square = scaled.square().mean(axes, keepdim=True)
+        # √(scale²·m + ε) = scale · √(m + ε/scale²), and the scale before the root cancels the one in `scaled`.
+        out = scaled * torch.rsqrt(mean_square + eps / scale.square())
+        if self.training:
+            self._keep(mean_square.detach() * scale.square())
+        return (out if self.weight is None else out * self.weight).to(x.dtype)
+
+    def telemetry(self) -> Mapping[str, Tensor]:
+        """The statistics of the last forward pass in training, computed there and only kept.
+
+        Returns:
+            `{"mean_square": (*)}`, one value a vector, in the square of the input's unit (infinite where that is
+            beyond the computation type); `{}` before the first pass.
+        """
+        return {} if self._mean_square is None else {"mean_square": self._mean_square}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_mean_square"}
+
+    def _fits(self, x: Any) -> bool:
+        shape = self.normalized_shape
+        return (
+            isinstance(x, Tensor)
+            and x.dtype in _REAL
+            and len(shape) > 0
+            and x.ndim >= len(shape)
+            and tuple(x.shape[-len(shape) :]) == shape
+        )
+
+    def _keep(self, mean_square: Tensor) -> None:
+        # A tensor of a vmap or of a graph under compilation must not outlive its transformation.
+        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(mean_square):
+            return
+        self._mean_square = mean_square.flatten(-len(self.normalized_shape)).squeeze(-1)
+
+
+def power_of_two_above(x: Float[Tensor, "*shape"], axes: tuple[int, ...]) -> Float[Tensor, "*reduced"]:
+    """The power of two just above the greatest absolute value, by which division is exact.
+
+    Args:
+        x: any floating tensor.
+        axes: which are reduced, to one element.
+
+    Returns:
+        The powers, finite and not zero.
+
+    Example:
+        >>> power_of_two_above(torch.tensor([[3.0, -5.0], [0.4, 0.0]]), (-1,))
+        tensor([[8.0000],
+                [0.5000]])
+    """
+    if x.numel() == 0:
+        return x.new_ones([1 if axis - x.ndim in axes else size for axis, size in enumerate(x.shape)])
+    largest = math.frexp(torch.finfo(x.dtype).max)[1]  # 128 for float32
+    # Bounds keep ε/scale² in range for any ε below 2**31, and the scale itself finite when the peak is not.
+    low, high = 2.0 ** -(3 * largest // 8), 2.0 ** (largest - 2)
+    peak = x.abs().amax(axes, keepdim=True).nan_to_num(nan=1.0).clamp(low, high)
+    return peak / torch.frexp(peak).mantissa
