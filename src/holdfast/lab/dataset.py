@@ -33,10 +33,10 @@ class Dataset:
     source: str
     classes: int
     inputs: Float[Tensor, "samples features"]
-    labels: Int64[Tensor, "samples"]
+    labels: Int64[Tensor, " samples"]
     probe: Float[Tensor, "probe_samples features"]
     held_out: Float[Tensor, "held_out_samples features"]
-    held_out_labels: Int64[Tensor, "held_out_samples"]
+    held_out_labels: Int64[Tensor, " held_out_samples"]
 
     @property
     def features(self) -> int:
@@ -48,9 +48,9 @@ class Dataset:
 class Split:
     """Which rows belong to which part."""
 
-    train: Int64[Tensor, "train"]
-    probe: Int64[Tensor, "probe"]
-    held_out: Int64[Tensor, "held_out"]
+    train: Int64[Tensor, " train"]
+    probe: Int64[Tensor, " probe"]
+    held_out: Int64[Tensor, " held_out"]
 
 
 def split(samples: int, *, name: str, held_out: float = 0.2, seed: int = 0) -> Split:

@@ -83,9 +83,7 @@ def read_data(name: DataName, folder: Path | None = None, *, seed: int = 0) -> D
             )
         return read_digits(seed=seed)
     if folder is None:
-        raise InputError(
-            f"the folder that holds the files of {name}", "none", f"type: holdfast demo --data {name} DIR"
-        )
+        raise InputError(f"the folder that holds the files of {name}", "none", f"type: holdfast demo --data {name} DIR")
     return read_reviews(folder, seed=seed) if name == "reviews" else read_images(folder, name, seed=seed)
 
 
@@ -177,7 +175,7 @@ def _train(
             rows = torch.randint(len(data.inputs), (BATCH,), generator=batches)
             loss = nn.functional.cross_entropy(model(data.inputs[rows]), data.labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             if on_step is not None:

@@ -17,7 +17,7 @@ _UNSIGNED_BYTES = 0x08
 _AGAIN = "fetch the file again: it is not what it should be"
 
 
-def read_idx(path: Path, *, axes: int) -> UInt8[np.ndarray, "..."]:
+def read_idx(path: Path, *, axes: int) -> UInt8[np.ndarray, " *shape"]:
     """Read an IDX file: 2 zero bytes, the type, the number of axes, one big-endian int32 an axis, then the bytes.
 
     Args:
@@ -42,17 +42,18 @@ def read_idx(path: Path, *, axes: int) -> UInt8[np.ndarray, "..."]:
     magic = bytes([0, 0, _UNSIGNED_BYTES, axes])
     head = 4 + 4 * axes
     if raw[:4] != magic or len(raw) < head:
+        kind = "1 axis" if axes == 1 else f"{axes} axes"
         raise InputError(
-            f"an IDX file of unsigned bytes with {axes} {'axis' if axes == 1 else 'axes'} (it starts with {magic.hex()})",
+            f"an IDX file of unsigned bytes with {kind} (it starts with {magic.hex()})",
             f"{str(path)!r}, which starts with {raw[:4].hex() or 'nothing: it is empty'}",
             _AGAIN,
         )
     shape = tuple(int(each) for each in np.frombuffer(raw, ">u4", count=axes, offset=4))
-    expected = math.prod(shape)
-    if len(raw) - head != expected:
+    expected, got = math.prod(shape), len(raw) - head
+    if got != expected:
         raise InputError(
             f"{expected:,} bytes of data, as the header {shape} says",
-            f"{len(raw) - head:,} in {str(path)!r}, which is {'cut short' if len(raw) - head < expected else 'too long'}",
+            f"{got:,} in {str(path)!r}, which is {'cut short' if got < expected else 'too long'}",
             _AGAIN,
         )
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

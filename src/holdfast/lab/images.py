@@ -50,9 +50,7 @@ def read_images(folder: Path, name: ImageSet, *, seed: int = 0) -> Dataset:
         )
     mean, sd = float(inputs.mean()), float(inputs.std())
     if sd == 0:
-        raise InputError(
-            "images that differ", f"one constant ({mean:g}) in all of them", "point at the whole data set"
-        )
+        raise InputError("images that differ", f"one constant ({mean:g}) in all of them", "point at the whole data set")
     for each in (inputs, held_out):
         each.sub_(mean).div_(sd)  # in place: 60,000 images are 188 MB
     part = split(len(inputs), name=name, held_out=0.0, seed=seed)
@@ -70,7 +68,7 @@ def read_images(folder: Path, name: ImageSet, *, seed: int = 0) -> Dataset:
 
 def _pair(
     folder: Path, part: Literal["train", "t10k"]
-) -> tuple[Float[Tensor, "samples pixels"], Int64[Tensor, "samples"], tuple[int, int]]:
+) -> tuple[Float[Tensor, "samples pixels"], Int64[Tensor, " samples"], tuple[int, int]]:
     """Images in [0, 1] as rows, their labels, and the images' height and width."""
     path = find_idx(folder, f"{part}-images-idx3-ubyte")
     images = read_idx(path, axes=3)

@@ -24,6 +24,7 @@ def read_reviews(folder: Path, *, vocabulary: int = VOCABULARY, seed: int = 0) -
 
     A sentence becomes the counts of the most frequent words of the *training* sentences, divided by their
     Euclidean norm, so that a long sentence weighs as much as a short one. A sentence of rare words only is 0.
+    A file that is missing, empty or not text is an `InputError`.
 
     Args:
         folder: that holds `rt-polarity.pos` and `rt-polarity.neg`, one review a line, words parted by spaces.
@@ -32,9 +33,6 @@ def read_reviews(folder: Path, *, vocabulary: int = VOCABULARY, seed: int = 0) -
 
     Returns:
         Label 1 is a good review, 0 a bad one; a fifth is held out, 128 are the probe's.
-
-    Raises:
-        InputError: a file is missing, empty, or not text.
 
     References:
         B. Pang, L. Lee (2005), Seeing stars, ACL.

@@ -1,0 +1,179 @@
+"""`holdfast demo`: train a network that suffers, watch it, say why, write the report."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from holdfast.cli.console import note, notes, output, print_json
+
+if TYPE_CHECKING:
+    from holdfast.core.finding import Diagnosis
+    from holdfast.lab.dataset import Dataset
+    from holdfast.lab.demo import Outcome
+
+# The same words as in `lab`, spelt out so that `--help` need not import PyTorch; a test compares them.
+Variant = Literal["suffering", "dead", "healthy"]
+DataName = Literal["digits", "mnist", "fashion-mnist", "reviews"]
+
+RUNS = Path("runs")
+
+
+def demo(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of the data; digits need none.", show_default=False)
+    ] = None,
+    variant: Annotated[Variant, typer.Option(help="Which network to train.")] = "suffering",
+    data: Annotated[DataName, typer.Option(help="What to train on; all but digits need DIR.")] = "digits",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the split and the order of the batches.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run; runs/demo-VARIANT when not given.", show_default=False),
+    ] = None,
+    report: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("demo-report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train a network on real data under watch; print what is wrong with it and why; write the report.
+
+    Variants: suffering (saturates and drifts), dead (its signal dies on the way), healthy (nothing is wrong).
+    """
+    note("loading PyTorch and the data …")
+    from holdfast.api import Run
+    from holdfast.cli.show_diagnosis import show_diagnosis
+    from holdfast.cli.show_layers import layers_as_dicts, show_layers
+    from holdfast.lab.demo import read_data
+
+    samples = read_data(data, directory, seed=seed)
+    folder = out if out is not None else free_folder(RUNS / f"demo-{variant}")
+    outcome = _train(samples, folder, variant=variant, steps=steps, seed=seed)
+    note("reading the run, writing the report …")
+    with Run(folder) as run:
+        diagnosis = run.diagnose()
+        page = Path(run.report(report)).resolve()
+        if as_json:
+            told = _outcome_as_dict(outcome, samples, variant=variant, seed=seed, page=page)
+            print_json({"demo": told, "layers": layers_as_dicts(run.history), "diagnosis": diagnosis.as_dict()})
+            return
+        console = output()
+        _show_outcome(console, outcome, samples)
+        show_layers(console, run.history)
+        console.print()
+        show_diagnosis(console, diagnosis)
+        _show_next(console, diagnosis, folder=folder, page=page, variant=variant)
+
+
+def free_folder(wanted: Path) -> Path:
+    """A folder that is not there yet: the one wanted, or the same with the next free number.
+
+    Args:
+        wanted: the first choice.
+
+    Returns:
+        A path at which nothing is.
+    """
+    if not wanted.exists():
+        return wanted
+    return next(path for number in count(2) if not (path := wanted.with_name(f"{wanted.name}-{number}")).exists())
+
+
+def _train(samples: Dataset, folder: Path, *, variant: Variant, steps: int, seed: int) -> Outcome:
+    """Train with a progress bar; Ctrl-C keeps the run and says how to read it."""
+    from holdfast.lab.demo import run_demo
+
+    done = 0
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=notes(),
+    )
+    try:
+        with bar:
+            task = bar.add_task("training", total=steps, loss="…")
+
+            def tick(step: int, loss: float) -> None:
+                nonlocal done
+                done = step
+                bar.update(task, completed=step, loss=f"{loss:.3f}")
+
+            return run_demo(samples, folder, variant=variant, steps=steps, seed=seed, on_step=tick)
+    except KeyboardInterrupt:
+        kept = f"the run is kept; type: holdfast diagnose {shlex.quote(str(folder))}" if done else "no step was done"
+        note(f"holdfast: interrupted after {done} of {steps} steps; {kept}")
+        raise typer.Exit(130) from None
+
+
+def _show_outcome(console: Console, outcome: Outcome, samples: Dataset) -> None:
+    from rich.text import Text
+
+    from holdfast.figures.wording import number
+
+    console.print()
+    console.print(
+        Text.assemble(
+            ("Trained  ", "bold"),
+            f"{outcome.setup.build}; plain SGD, learning rate {outcome.setup.rate:g}, "
+            f"{outcome.steps} steps of {outcome.batch} samples",
+        )
+    )
+    console.print(Text.assemble(("Data     ", "bold"), f"{samples.source}; {len(samples.inputs):,} to train on"))
+    console.print(
+        Text.assemble(
+            ("Outcome  ", "bold"),
+            f"loss {number(outcome.first_loss)} → {number(outcome.last_loss)} (means over 20 steps; guessing gives "
+            f"{number(outcome.chance_loss)}); {outcome.accuracy:.0%} of {outcome.held_out:,} held-out samples right "
+            f"(guessing: {1 / samples.classes:.0%})",
+        )
+    )
+    console.print()
+
+
+def _show_next(console: Console, diagnosis: Diagnosis, *, folder: Path, page: Path, variant: Variant) -> None:
+    from rich.text import Text
+
+    other: Variant = "healthy" if variant != "healthy" else "suffering"
+    rows = [("open the report in a browser", f"{page}")]
+    if diagnosis.findings:
+        rows.append(("what the first finding means", f"holdfast explain {diagnosis.findings[0].rule}"))
+    rows += [
+        ("the findings again, for a script", f"holdfast diagnose {shlex.quote(str(folder))} --json"),
+        ("the same with another network", f"holdfast demo --variant {other}"),
+        ("in your own training loop", 'with holdfast.watch(model, optimizer, run="runs/mine", probe=x0): …'),
+    ]
+    console.print()
+    console.print(Text.assemble(("Report  ", "bold"), str(page)), soft_wrap=True)
+    console.print(Text.assemble(("Run     ", "bold"), str(folder)), soft_wrap=True)
+    console.print()
+    console.print(Text("What to type next", style="bold"))
+    for what, line in rows[1:]:
+        console.print(Text.assemble(f"  {what:<34}", (line, "cyan")), soft_wrap=True)
+
+
+def _outcome_as_dict(outcome: Outcome, samples: Dataset, *, variant: Variant, seed: int, page: Path) -> dict[str, Any]:
+    from holdfast.core.reading import plain
+
+    return {
+        "data": samples.name,
+        "variant": variant,
+        "network": outcome.setup.build,
+        "learning_rate": outcome.setup.rate,
+        "seed": seed,
+        "steps": outcome.steps,
+        "batch": outcome.batch,
+        "first_loss": plain(outcome.first_loss),
+        "last_loss": plain(outcome.last_loss),
+        "chance_loss": plain(outcome.chance_loss),
+        "accuracy": outcome.accuracy,
+        "held_out": outcome.held_out,
+        "run": str(outcome.run),
+        "report": str(page),
+    }

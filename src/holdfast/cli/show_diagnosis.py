@@ -1,0 +1,72 @@
+"""How a diagnosis looks in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from holdfast.core.finding import Diagnosis, Finding, Severity
+from holdfast.core.reading import Reading
+from holdfast.figures.wording import number, uncertainty
+
+_STYLES: dict[Severity, str] = {"critical": "bold red", "warning": "bold yellow", "info": "bold blue"}
+_INDENT = (0, 0, 0, 4)
+
+
+def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Print findings in their order, then the verdict, then what could not be judged and what was not seen.
+
+    Args:
+        console: where to.
+        diagnosis: ranked.
+    """
+    console.print(Text("Findings", style="bold"))
+    if not diagnosis.findings:
+        console.print(Padding(Text("none"), _INDENT))
+    for finding in diagnosis:
+        _show_finding(console, finding)
+    console.print()
+    console.print(Text.assemble(("Verdict  ", "bold"), (diagnosis.verdict, "bold")))
+    for title, sentences in (
+        ("Inconclusive", [f"{each.rule}: {each.reason}" for each in diagnosis.inconclusive]),
+        ("Not seen", list(diagnosis.not_seen) or ["nothing was left out that Holdfast knows of"]),
+    ):
+        if sentences:
+            console.print()
+            console.print(Text(title, style="bold"))
+            for sentence in sentences:
+                console.print(Padding(Text(f"· {sentence}"), (0, 0, 0, 2)))
+
+
+def evidence(reading: Reading) -> str:
+    """One reading as a phrase: value, unit, place, step, uncertainty.
+
+    Args:
+        reading: any.
+
+    Returns:
+        Such as `"parameter-drift 0.42 reference SD at fc, step 7 (noise floor 0.1 · n = 64)"`.
+
+    Example:
+        >>> from holdfast.core.site import Site
+        >>> evidence(Reading("parameter-drift", Site("fc", "input"), 7, 0.42, "reference SD", 64, noise_floor=0.1))
+        'parameter-drift 0.42 reference SD at fc (input), step 7 (noise floor 0.1 · n = 64)'
+    """
+    where = f"{reading.site.label} ({reading.site.port})"
+    return (
+        f"{reading.measure} {number(reading.value, 2)} {reading.unit} at {where}, step {reading.step}"
+        f" ({uncertainty(reading)})"
+    )
+
+
+def _show_finding(console: Console, finding: Finding) -> None:
+    style = _STYLES[finding.severity]
+    console.print(
+        Text.assemble(f"{finding.rank:>2}  ", (finding.severity, style), "  ", (finding.rule, "bold"), style="")
+    )
+    console.print(Padding(Text(finding.message), _INDENT))
+    if finding.evidence:
+        console.print(Padding(Text(f"evidence: {evidence(finding.evidence[0])}", style="dim"), _INDENT))
+    if finding.treatments:
+        console.print(Padding(Text(f"treatments: {', '.join(finding.treatments)}", style="dim"), _INDENT))
