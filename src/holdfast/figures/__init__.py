@@ -1,1 +1,19 @@
-"""figures."""
+"""One figure a file: from a run's readings to a Plotly figure, without its database and without its model."""
+
+# movement
+from holdfast.figures.drift_by_depth import drift_by_depth as drift_by_depth
+from holdfast.figures.drift_heatmap import drift_heatmap as drift_heatmap
+
+# gradients
+from holdfast.figures.gain_by_depth import gain_by_depth as gain_by_depth
+
+# training
+from holdfast.figures.loss import loss as loss
+
+# one site
+from holdfast.figures.ridgeline import ridgeline as ridgeline
+
+# look
+from holdfast.figures.theme import THEMES as THEMES
+from holdfast.figures.theme import Theme as Theme
+from holdfast.figures.theme import template as template
