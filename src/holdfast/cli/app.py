@@ -93,9 +93,8 @@ def _options(
 
 def _sentence(error: Exception) -> str | None:
     """What to tell the user of a mistake that is theirs to mend, `None` of one that is ours."""
-    from holdfast.core.errors import HoldfastError
-
-    if isinstance(error, HoldfastError):
+    ours = sys.modules.get("holdfast.core.errors")  # not imported yet (it brings PyTorch): so it is none of those
+    if ours is not None and isinstance(error, ours.HoldfastError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # a full or read-only disk
         where = f" ({error.filename})" if error.filename else ""

@@ -27,7 +27,7 @@ RUNS = Path("runs")
 
 def demo(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Folder of the data; digits need none.", show_default=False)
+        Path | None, typer.Argument(metavar="DIR", help="Folder of the data; digits need none.", show_default=False)
     ] = None,
     variant: Annotated[Variant, typer.Option(help="Which network to train.")] = "suffering",
     data: Annotated[DataName, typer.Option(help="What to train on; all but digits need DIR.")] = "digits",
@@ -40,8 +40,9 @@ def demo(
     report: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("demo-report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a network on real data under watch; print what is wrong with it and why; write the report.
+    """Train a network that suffers, watch it, say why.
 
+    Prints the layers and the findings and writes a report.
     Variants: suffering (saturates and drifts), dead (its signal dies on the way), healthy (nothing is wrong).
     """
     note("loading PyTorch and the data …")

@@ -20,8 +20,9 @@ def diagnose(
         FailOn, typer.Option("--fail-on", help="Exit with 1 when a finding is at least this severe.")
     ] = "warning",
 ) -> None:
-    """Say what is wrong with a run: findings ranked with their evidence, one verdict, what was not seen.
+    """Say what is wrong with a run.
 
+    Prints the findings, ranked, each with its evidence; one verdict; what was not seen.
     Exit code 0: nothing as severe as --fail-on; 1: a finding at least as severe; 2: RUN cannot be read.
     """
     from holdfast.api import Run

@@ -43,8 +43,9 @@ class Check:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Say what this machine offers: versions, devices, threads, the compiled kernel, disk, optional packages.
+    """Say what this machine offers.
 
+    Versions, devices, threads, the compiled kernel, disk, optional packages.
     Exit code 0: Holdfast can work here; 1: something that it needs is missing.
     """
     checks = [check_python(), *check_torch(), check_kernel(), check_sqlite(), check_disk(Path.cwd()), *check_extras()]

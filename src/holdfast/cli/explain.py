@@ -16,7 +16,10 @@ def explain(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print the card of a rule, measure, treatment or normaliser: what it sees, when it is wrong, what to do."""
+    """Print the card of a rule, measure, treatment or normaliser.
+
+    What it sees, why it matters, when it is wrong, what to do.
+    """
     from holdfast.api import card_names
     from holdfast.api import explain as card
 

@@ -16,7 +16,10 @@ def report(
         "report.html"
     ),
 ) -> None:
-    """Write a run's report: one HTML file with figures that needs no network."""
+    """Write a run's report.
+
+    One HTML file with figures, which needs no network.
+    """
     from holdfast.api import Run
 
     with Run(run) as opened:

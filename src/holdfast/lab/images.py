@@ -49,7 +49,7 @@ def read_images(folder: Path, name: ImageSet, *, seed: int = 0) -> Dataset:
             "put the four files of one data set into the folder",
         )
     mean, sd = float(inputs.mean()), float(inputs.std())
-    if sd == 0:
+    if float(inputs.min()) == float(inputs.max()):
         raise InputError("images that differ", f"one constant ({mean:g}) in all of them", "point at the whole data set")
     for each in (inputs, held_out):
         each.sub_(mean).div_(sd)  # in place: 60,000 images are 188 MB
