@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,6 +24,7 @@ class Receipt:
         error_eval: largest absolute change of the output on the given batch in eval mode; `None` when no batch
             was given.
         error_train: the same in train mode.
+        renamed: keys of the `state_dict` under which the same tensor has another name now, old → new.
     """
 
     treatment: str
@@ -31,6 +32,7 @@ class Receipt:
     undo_: Callable[[], None]
     error_eval: float | None = None
     error_train: float | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
     undone: bool = field(default=False, init=False)
 
     def undo(self) -> None:
@@ -81,6 +83,7 @@ class Plan:
         return self.apply_()
 
 
+@runtime_checkable
 class Treatment(Protocol):
     """A change to a model, to its optimiser, or (a recipe) to the user's script."""
 
