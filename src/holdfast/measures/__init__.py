@@ -1,1 +1,65 @@
-"""measures."""
+"""Measures: from what a site held, before and now, to a reading with its noise. One measure a file."""
+
+from holdfast.core.quantity import Quantity
+
+# gradient flow and updates
+from holdfast.measures.backward_gain import QUANTITY as _backward_gain
+from holdfast.measures.backward_gain import backward_gain as backward_gain
+
+# signal: what carries no information
+from holdfast.measures.collapsed_features import QUANTITY as _collapsed_features
+from holdfast.measures.collapsed_features import collapsed_features as collapsed_features
+from holdfast.measures.dead_units import QUANTITY as _dead_units
+from holdfast.measures.dead_units import dead_units as dead_units
+
+# distances between moments
+from holdfast.measures.distance import gaussian_w2 as gaussian_w2
+from holdfast.measures.distance import log_scale_ratio as log_scale_ratio
+from holdfast.measures.distance import standardised_mean_shift as standardised_mean_shift
+
+# drift: what moved, and whether the parameters moved it
+from holdfast.measures.drift_amplification import QUANTITY as _drift_amplification
+from holdfast.measures.drift_amplification import amplification as amplification
+from holdfast.measures.drift_gain import QUANTITY as _drift_gain
+from holdfast.measures.drift_gain import drift_gain as drift_gain
+from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
+from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
+from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
+from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.observed_drift import QUANTITY as _observed_drift
+from holdfast.measures.observed_drift import observed_drift as observed_drift
+from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
+from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
+from holdfast.measures.parameter_share import QUANTITY as _parameter_share
+from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
+from holdfast.measures.sampling_drift import sampling_drift as sampling_drift
+from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
+from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
+from holdfast.measures.scale_shift import QUANTITY as _scale_shift
+from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.update_ratio import QUANTITY as _update_ratio
+from holdfast.measures.update_ratio import update_ratio as update_ratio
+from holdfast.measures.weight_norm import QUANTITY as _weight_norm
+from holdfast.measures.weight_norm import weight_norm as weight_norm
+
+QUANTITIES: dict[str, Quantity] = {
+    quantity.name: quantity
+    for quantity in (
+        _parameter_drift,
+        _scale_shift,
+        _observed_drift,
+        _sampling_drift,
+        _parameter_share,
+        _drift_gain,
+        _drift_amplification,
+        _collapsed_features,
+        _saturated_fraction,
+        _dead_units,
+        _backward_gain,
+        _gradient_norm,
+        _gradient_slope,
+        _weight_norm,
+        _update_ratio,
+    )
+}

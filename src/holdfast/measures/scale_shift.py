@@ -1,0 +1,119 @@
+"""Scale shift: how far the same inputs' features changed their spread because the parameters moved.
+
+    scale shift = median_j |ln σ_j(θ′) − ln σ_j(θ)|
+
+What it sees:
+    The typical change of a feature's SD (over samples and positions), as a logarithm of a ratio: 0.69 is a doubling
+    or a halving. The median, so that a few features that die or wake up do not make the figure.
+
+Why it matters:
+    A layer whose input keeps its mean and changes its spread has shifted too; parameter-drift is blind to it.
+
+When it is wrong:
+    It is not debiased: where samples scatter it is above zero without any systematic change, which is what the floor
+    shows. The floor needs the spread sample by sample: it is given where a sample has one position, and missing for
+    convolutions, where the figure is exact for the samples seen and silent about others. A saturating layer may
+    change its shape without changing its SD.
+
+Example:
+    >>> import torch
+    >>> def features(values):
+    ...     return Features(values, values.double().std(0, correction=0), values.double().mean(0), 1.0)
+    >>> before = torch.tensor([[-1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [1.0, -2.0]])
+    >>> reading = scale_shift(features(before), features(2 * before), site=Site("fc", "input"), step=3, lag=1)
+    >>> round(reading.value, 6)                               # ln 2
+    0.693147
+
+References:
+    Santurkar et al. 2018, "How does batch normalization help optimization?", section 2 (means and variances of a
+    layer's input over training).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+from numpy import ndarray
+
+from holdfast.core.quantity import Quantity
+from holdfast.core.reading import Reading
+from holdfast.core.site import Site
+from holdfast.core.units import Unit
+from holdfast.measures.pairing import numbers, require_same_features, usable_features
+from holdfast.measures.resampling import floor_of, group_sizes, group_sums, signs
+from holdfast.stats.features import Features
+
+QUANTITY = Quantity("scale-shift", "scale shift", Unit.LOG_RATIO, "higher is worse", cost="one extra forward")
+
+FLIPS = 99
+"""Of the sign flips: 100 arrangements are enough for a 5 % level, and medians are slow."""
+
+
+@torch.no_grad()
+def scale_shift(
+    reference: Features, current: Features, *, site: Site, step: int, lag: int, seed: int = 0
+) -> Reading | None:
+    """How far the spread of the features moved over the same samples.
+
+    Args:
+        reference: the site under the parameters before, values `(samples, channels)`.
+        current: the same samples, in the same order, under the parameters after.
+        site: where.
+        step: the step after which `current` was seen.
+        lag: optimiser steps between the two.
+        seed: of the private generator behind the floor.
+
+    Returns:
+        The median of |Δ ln σ|, with a floor where samples have one position. `None` when more than half of the
+        features are collapsed before, or are after.
+
+    Raises:
+        StatisticError: the two have different numbers of features.
+    """
+    require_same_features(reference, current)
+    before = usable_features(reference)
+    after = usable_features(current)
+    if before is None or after is None:
+        return None
+    usable = before & after
+    if 2 * int(usable.sum()) < len(usable) or not usable.any():
+        return None
+    ratio = np.log(current.sd.cpu().numpy()[usable] / reference.sd.cpu().numpy()[usable])
+    return Reading(
+        QUANTITY.name,
+        site,
+        step,
+        float(np.median(np.abs(ratio))),
+        QUANTITY.unit,
+        reference.samples,
+        noise_floor=_floor(reference, current, usable, seed),
+        lag=lag,
+    )
+
+
+def _floor(reference: Features, current: Features, usable: Bool[ndarray, channels], seed: int) -> float | None:
+    """95th percentile when each sample's own contribution to Δ ln σ changes its sign at random.
+
+    To first order Δ ln σ_j = mean_i c_ij with c_ij = ((y_ij − ȳ_j)² − (x_ij − x̄_j)²) / (s²_x,j + s²_y,j).
+    """
+    if reference.samples != current.samples or reference.samples < 2:
+        return None
+    x, y = numbers(reference)[:, usable], numbers(current)[:, usable]
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
+    x2, y2 = np.square(x - x.mean(0)), np.square(y - y.mean(0))
+    if not (_one_position(x2, reference, usable) and _one_position(y2, current, usable)):
+        return None
+    contribution = (y2 - x2) / (x2.mean(0) + y2.mean(0))
+    sizes = group_sizes(len(x))
+    flips = signs(len(sizes), seed)[:FLIPS]
+    flipped = np.abs(flips @ group_sums(contribution, sizes)) / len(x)
+    return floor_of(np.median(flipped, axis=1))
+
+
+def _one_position(
+    squares: Float64[ndarray, "samples features"], features: Features, usable: Bool[ndarray, channels]
+) -> bool:
+    """Whether the spread of the samples' values is the whole spread: means over positions would have less."""
+    return bool(np.allclose(squares.mean(0), features.sd.cpu().numpy()[usable] ** 2, rtol=1e-3))
