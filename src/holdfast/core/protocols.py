@@ -17,6 +17,7 @@ from holdfast.core.statistic import Statistic
 from holdfast.core.structure import Structure
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where the monitor puts what it observed. Never raises into training, never blocks it."""
 
@@ -38,6 +39,7 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
 class History(Protocol):
     """What a rule, a figure or a report reads: a run, without its database and without its model.
 
