@@ -11,7 +11,6 @@ from holdfast.core.reading import Reading
 from holdfast.figures.wording import number, uncertainty
 
 _STYLES: dict[Severity, str] = {"critical": "bold red", "warning": "bold yellow", "info": "bold blue"}
-_INDENT = (0, 0, 0, 4)
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
@@ -23,7 +22,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """
     console.print(Text("Findings", style="bold"))
     if not diagnosis.findings:
-        console.print(Padding(Text("none"), _INDENT))
+        console.print(_indented("none"))
     for finding in diagnosis:
         _show_finding(console, finding)
     console.print()
@@ -36,7 +35,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
             console.print()
             console.print(Text(title, style="bold"))
             for sentence in sentences:
-                console.print(Padding(Text(f"· {sentence}"), (0, 0, 0, 2)))
+                console.print(_indented(f"· {sentence}", by=2))
 
 
 def evidence(reading: Reading) -> str:
@@ -46,7 +45,7 @@ def evidence(reading: Reading) -> str:
         reading: any.
 
     Returns:
-        Such as `"parameter-drift 0.42 reference SD at fc, step 7 (noise floor 0.1 · n = 64)"`.
+        Such as `"parameter-drift 0.42 reference SD at fc (input), step 7 (noise floor 0.10 · n = 64)"`.
 
     Example:
         >>> from holdfast.core.site import Site
@@ -65,8 +64,12 @@ def _show_finding(console: Console, finding: Finding) -> None:
     console.print(
         Text.assemble(f"{finding.rank:>2}  ", (finding.severity, style), "  ", (finding.rule, "bold"), style="")
     )
-    console.print(Padding(Text(finding.message), _INDENT))
+    console.print(_indented(finding.message))
     if finding.evidence:
-        console.print(Padding(Text(f"evidence: {evidence(finding.evidence[0])}", style="dim"), _INDENT))
+        console.print(_indented(f"evidence: {evidence(finding.evidence[0])}", style="dim"))
     if finding.treatments:
-        console.print(Padding(Text(f"treatments: {', '.join(finding.treatments)}", style="dim"), _INDENT))
+        console.print(_indented(f"treatments: {', '.join(finding.treatments)}", style="dim"))
+
+
+def _indented(text: str, *, style: str = "", by: int = 4) -> Padding:
+    return Padding(Text(text, style=style), (0, 0, 0, by), expand=False)

@@ -134,6 +134,6 @@ def _legend(rows: list[LayerRow]) -> str:
     count = f" n = {samples[-1]} samples." if samples else ""
     return (
         "Drift of each layer's input in standard deviations of the feature at the reference time [95 % interval]."
-        f"{count} Parameter drift: same samples, moved parameters. Observed drift: other samples too; dim where other"
-        " samples alone explain it. Gradient gain: norm of the gradient leaving the layer ÷ entering it."
+        f"{count} Parameter drift: same samples, moved parameters. Observed drift: other samples too; up to its"
+        " floor, other samples alone explain it. Gradient gain: norm of the gradient leaving the layer ÷ entering it."
     )

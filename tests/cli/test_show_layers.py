@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from holdfast.cli.show_layers import cell, layers_as_dicts, show_layers
+from holdfast.core.reading import Reading
+from holdfast.core.record import StepRecord
+from holdfast.core.site import Site
+from holdfast.report.layers import LayerRow
+from holdfast.store.memory import MemoryRun
+
+SITE = Site("sigmoid1", "input")
+
+
+def drift(value: float, floor: float = 0.1, lag: int = 1, site: Site = SITE) -> Reading:
+    return Reading("parameter-drift", site, 400, value, "reference SD", 128, floor, (0.9 * value, 1.1 * value), lag)
+
+
+@pytest.fixture
+def history() -> MemoryRun:
+    run = MemoryRun("example")
+    readings = (
+        drift(0.4),
+        drift(2.0, lag=100, site=SITE.at(phase="probe")),
+        Reading("observed-drift", SITE, 400, 0.5, "reference SD", 128, 0.25, lag=5),
+        Reading("saturated-fraction", SITE, 400, 0.25, "fraction", 128),
+        Reading("backward-gain", SITE.at(port="grad_output"), 400, 0.031, "ratio", 128),
+        drift(0.05, site=Site("linear2", "input")),
+        Reading("collapsed-features", Site("output", "input"), 400, 1.0, "fraction", 128),
+    )
+    run.write(StepRecord(400, readings=readings))
+    return run
+
+
+def shown(history: MemoryRun, width: int = 110) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    show_layers(console, history)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_row_tells_each_figure_with_its_uncertainty(history: MemoryRun) -> None:
+    lines = {line.split()[0]: line.split() for line in shown(history) if line}
+    assert lines["sigmoid1"][1:] == [
+        "0.40",
+        "[0.36,",
+        "0.44]",
+        "2.0",
+        "[1.8,",
+        "2.2]",
+        "0.50",
+        "(0.25)",
+        "25%",
+        "0.031",
+    ]
+
+
+def test_below_the_floor_there_is_no_figure(history: MemoryRun) -> None:
+    (line,) = [line for line in shown(history) if line.startswith("linear2")]
+    assert "within noise" in line
+    assert "0.05" not in line
+
+
+def test_a_collapsed_layer_says_so_instead_of_a_drift(history: MemoryRun) -> None:
+    (line,) = [line for line in shown(history) if line.startswith("output")]
+    assert line.split() == ["output", "collapsed", "collapsed", "collapsed", "–", "–"]
+
+
+def test_columns_that_no_layer_needs_are_left_out(history: MemoryRun) -> None:
+    head = "\n".join(shown(history)[:3])
+    assert "satu-" in head
+    assert "dead" not in head
+
+
+def test_the_table_of_a_terminal_of_80_columns_keeps_its_lines(history: MemoryRun) -> None:
+    lines = [line for line in shown(history, 80) if line.startswith(("sigmoid1", "linear2"))]
+    assert len(lines) == 2
+    assert all(len(line) <= 80 and "…" not in line for line in lines)
+
+
+def test_a_run_without_layers_prints_heads_only() -> None:
+    assert shown(MemoryRun())[0].startswith("Layers")
+
+
+def test_what_is_not_finite_is_named() -> None:
+    assert cell(drift(math.inf), "interval", LayerRow(SITE, "x")).plain == "∞"
+    assert cell(None, "share", LayerRow(SITE, "x")).plain == "–"
+
+
+def test_rows_as_json_carry_every_reading_of_a_layer(history: MemoryRun) -> None:
+    rows = json.loads(json.dumps(layers_as_dicts(history), allow_nan=False))
+    first = rows[0]
+    assert first["layer"] == "sigmoid1"
+    assert first["drift"]["value"] == 0.4
+    assert first["drift"]["noise_floor"] == 0.1
+    assert first["dead"] is None
