@@ -1,11 +1,18 @@
-"""The only code that touches a live model: hooks, structure, replay, random state."""
+"""The only code that touches a live model: hooks, structure, replay, surgery."""
+
+# which layer feeds which
+from holdfast.live.flow import Flow as Flow
 
 # hooks
 from holdfast.live.hooks import HookSet as HookSet
 from holdfast.live.hooks import on_gradient as on_gradient
 
-# the model as it is
+# which modules are observed, and how their tensors lie
 from holdfast.live.inner import inner_model as inner_model
+from holdfast.live.layout import Layout as Layout
+from holdfast.live.layout import Sampling as Sampling
+from holdfast.live.layout import block as block
+from holdfast.live.layout import layout_of as layout_of
 from holdfast.live.leaves import is_leaf as is_leaf
 from holdfast.live.leaves import is_rectifier as is_rectifier
 from holdfast.live.leaves import leaf_modules as leaf_modules
@@ -13,7 +20,13 @@ from holdfast.live.leaves import observed_leaves as observed_leaves
 from holdfast.live.leaves import passes_through as passes_through
 from holdfast.live.leaves import saturation_threshold as saturation_threshold
 
-# a forward pass once more
+# where a NaN came from
+from holdfast.live.locate import Culprit as Culprit
+from holdfast.live.locate import first_nonfinite as first_nonfinite
+
+# a forward pass once more, and followed operation by operation
+from holdfast.live.operations import operation_name as operation_name
+from holdfast.live.passage import Passage as Passage
 from holdfast.live.random_state import RandomState as RandomState
 from holdfast.live.random_state import preserved_random_state as preserved_random_state
 from holdfast.live.replay import Autocast as Autocast
@@ -21,3 +34,9 @@ from holdfast.live.replay import Call as Call
 from holdfast.live.replay import record_call as record_call
 from holdfast.live.replay import replay as replay
 from holdfast.live.replay import untouched as untouched
+
+# the model as a graph
+from holdfast.live.structure import extract as extract
+from holdfast.live.structure import kind_of as kind_of
+from holdfast.live.tensors import tensors_in as tensors_in
+from holdfast.live.unseen import unseen as unseen

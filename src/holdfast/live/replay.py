@@ -176,7 +176,9 @@ def _refuse(modules: list[nn.Module]) -> None:
                 f"a TorchScript part ({module.original_name})",
                 "watch the model before torch.jit.script or torch.jit.trace",
             )
-        if any(is_lazy(each) for each in (*module._parameters.values(), *module._buffers.values())):
+        if any(
+            each is not None and is_lazy(each) for each in (*module._parameters.values(), *module._buffers.values())
+        ):
             raise InputError(
                 "a model whose parameters exist",
                 f"a {type(module).__name__} that has not run yet",

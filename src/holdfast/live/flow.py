@@ -1,0 +1,166 @@
+"""`Flow`: which layer feeds which, and what runs without a layer, found on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.structure import FunctionalCall
+from holdfast.live.leaves import leaf_modules, passes_through
+from holdfast.live.operations import SHAPING, operation_name
+from holdfast.live.passage import Passage
+from holdfast.live.tensors import tensors_in
+
+
+class Flow(Passage):
+    """Follows one replay and keeps, for every tensor, the leaves that it came from.
+
+    The tensors of the pass are kept alive until it ends, so that an identity is never used twice; a pass needs about
+    the memory of a training forward.
+
+    After `follow`:
+        order: paths of the leaves, each at its first call.
+        edges: `(source, target)` leaf paths; `""` is the model's input.
+        calls: how often each module ran.
+        functional: operations that no module of torch wraps, each `(name, owner, producer)` once.
+        parameters: identities of each module's own parameters, by path, as they were in the pass.
+        used: for each parameter that an operation took, by identity, the paths of the modules in whose forward it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._leaves = {module: path for path, module in leaf_modules(model)}
+        self.order: list[str] = []
+        self.edges: list[tuple[str, str]] = []
+        self.calls: dict[str, int] = {}
+        self.functional: list[FunctionalCall] = []
+        self.parameters: dict[str, list[int]] = {}
+        self.used: dict[int, set[str]] = {}
+        self._origins: dict[int, _Origin] = {}
+        self._by_storage: dict[int, dict[int, None]] = {}
+        self._seen: set[Any] = set()
+        self._leaf: nn.Module | None = None  # the one that runs now
+
+    # modules
+
+    def entered(self, path: str, module: nn.Module, inputs: Any) -> None:
+        """Count the call; draw the edges into a leaf."""
+        if len(self.stack) == 1:
+            # Asked now: a replay puts clones in the place of parameters that a forward would renormalise.
+            self.parameters = {
+                name: [id(each) for each in part._parameters.values() if each is not None]
+                for name, part in module.named_modules()
+            }
+            for tensor in tensors_in(inputs):
+                self._set(tensor, frozenset({""}), None)
+        self.calls[path] = self.calls.get(path, 0) + 1
+        if self._leaf is not None or module not in self._leaves:
+            return
+        self._leaf = module
+        if path not in self._seen:
+            self._seen.add(path)
+            self.order.append(path)
+        if not passes_through(module):
+            for source in sorted(self._sources(tensors_in(inputs)), key=self._place):
+                if (source, path) not in self._seen:
+                    self._seen.add((source, path))
+                    self.edges.append((source, path))
+
+    def left(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Mark what a leaf gave as its own."""
+        if module is not self._leaf:
+            return
+        self._leaf = None
+        if passes_through(module):
+            return
+        versions = {
+            id(each): self._origins[id(each)].version for each in tensors_in(inputs) if id(each) in self._origins
+        }
+        for tensor in tensors_in(output):
+            # What was handed on as it is keeps its origin: the shortcut beside it is not the leaf's output.
+            if versions.get(id(tensor)) != tensor._version:
+                self._set(tensor, frozenset({path}), path)
+
+    # operations
+
+    def before(self, function: Callable[..., Any], inputs: Any) -> Any:
+        """Keep the version of each tensor, so that a change in place is noticed."""
+        return [(tensor, tensor._version) for tensor in tensors_in(inputs)]
+
+    def after(self, function: Callable[..., Any], inputs: Any, output: Any, memo: Any) -> None:
+        """Hand the origin of an operation's inputs on to its output."""
+        name = operation_name(function)
+        path = self.stack[-1][0]
+        tensors = [tensor for tensor, _ in memo]
+        if name:
+            for tensor in tensors:
+                if isinstance(tensor, nn.Parameter):
+                    self.used.setdefault(id(tensor), set()).add(path)
+        results = tensors_in(output)
+        changed = [tensor for tensor, version in memo if tensor._version != version]
+        if not results and not changed:
+            return
+        sources = self._sources(tensors)
+        if not sources or name.endswith("_like") or name.startswith("new_"):
+            return
+        producer = next(filter(None, map(self._producer, tensors)), None)
+        plain = name == "" or name in SHAPING or (self._leaf is not None and passes_through(self._leaf))
+        for tensor in changed:
+            for key in list(self._by_storage.get(_storage(tensor), {})):
+                self._origins[key] = self._origins[key]._replace(sources=sources, producer=None)
+            self._set(tensor, sources, None)
+        for tensor in results:
+            # A mask tells where, not what.
+            if tensor.dtype is not torch.bool and not any(tensor is each for each in changed):
+                self._set(tensor, sources, producer if plain else None)
+        if not plain and not self._wrapped():
+            call = FunctionalCall(name, path, producer)
+            if call not in self._seen:
+                self._seen.add(call)
+                self.functional.append(call)
+
+    def _wrapped(self) -> bool:
+        """Whether the operation belongs to a leaf of torch's own, whose name tells what it does."""
+        return self._leaf is not None and type(self._leaf).forward.__module__.startswith("torch.")
+
+    # origins
+
+    def _place(self, source: str) -> int:
+        """Place in the order of execution, the model's input first."""
+        return -1 if source not in self.order else self.order.index(source)
+
+    def _producer(self, tensor: Tensor) -> str | None:
+        origin = self._origins.get(id(tensor))
+        return None if origin is None else origin.producer
+
+    def _sources(self, tensors: list[Tensor]) -> frozenset[str]:
+        found: set[str] = set()
+        for tensor in tensors:
+            if id(tensor) in self._origins:
+                found |= self._origins[id(tensor)].sources
+            elif not isinstance(tensor, nn.Parameter):
+                # An operation that could not be followed (one of C++) may have wrapped memory that is known.
+                for key in self._by_storage.get(_storage(tensor), ()):
+                    found |= self._origins[key].sources
+        return frozenset(found)
+
+    def _set(self, tensor: Tensor, sources: frozenset[str], producer: str | None) -> None:
+        self._origins[id(tensor)] = _Origin(tensor, sources, producer, tensor._version)
+        self._by_storage.setdefault(_storage(tensor), {})[id(tensor)] = None
+
+
+class _Origin(NamedTuple):
+    tensor: Tensor  # kept alive
+    sources: frozenset[str]
+    producer: str | None  # the leaf whose output it is, perhaps in another shape
+    version: int
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and the like have none
+        return -id(tensor)

@@ -1,0 +1,97 @@
+"""`unseen`: what hooks cannot see in a model, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from holdfast.live.flow import Flow
+from holdfast.live.leaves import OPAQUE
+from holdfast.live.operations import ACTIVATIONS, FUSED, LAYERS, NORMALISERS
+
+
+def unseen(model: nn.Module, flow: Flow) -> list[str]:
+    """One sentence for each part of a model that hooks on its leaves do not see.
+
+    Args:
+        model: the plain module.
+        flow: one pass through it, followed.
+
+    Returns:
+        Sentences for a person, without a capital and without a full stop; empty when everything is seen.
+    """
+    return [*_fused(model, flow), *_bypassed(model, flow), *_functional(flow), *_idle(model, flow)]
+
+
+def _fused(model: nn.Module, flow: Flow) -> Iterator[str]:
+    attention = [path for path, module in _ran(model, flow) if isinstance(module, nn.MultiheadAttention)]
+    recurrent = [path for path, module in _ran(model, flow) if isinstance(module, nn.RNNBase)]
+    if attention:
+        yield f"the attention scores and the output projection inside nn.MultiheadAttention: {_list(attention)}"
+    if recurrent:
+        yield f"the gates and the steps in time inside nn.LSTM, nn.GRU or nn.RNN: {_list(recurrent)}"
+    for name, what in FUSED.items():
+        owners = [call.owner for call in flow.functional if call.name == name]
+        if owners:
+            yield f"the {what} inside {name}, which is one fused operation: {_list(owners)}"
+
+
+def _bypassed(model: nn.Module, flow: Flow) -> Iterator[str]:
+    """Modules with parameters of their own that were used although the module was not called."""
+    fired: set[int] = set()
+    hidden: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if flow.calls.get(path):
+            fired.update(flow.parameters.get(path, ()))
+        if isinstance(module, OPAQUE):
+            hidden.update(module.modules())
+    for path, module in model.named_modules():
+        mine = [key for key in flow.parameters.get(path, ()) if key in flow.used and key not in fired]
+        if mine and not flow.calls.get(path) and module not in hidden:
+            users = sorted(set().union(*(flow.used[key] for key in mine)))
+            yield (
+                f"what flows through {_name(path)}: its parameters are used by {_list(users)} without calling the "
+                "module (by its .forward(), or directly), so no hook fires"
+            )
+
+
+def _functional(flow: Flow) -> Iterator[str]:
+    by_name: dict[str, list[str]] = {}
+    for call in flow.functional:
+        if call.name in ACTIVATIONS | NORMALISERS | LAYERS:
+            by_name.setdefault(call.name, []).append(call.owner)
+    for name, owners in by_name.items():
+        yield f"the output of {name}, called as a function, except where a layer takes it as its input: {_list(owners)}"
+
+
+def _idle(model: nn.Module, flow: Flow) -> Iterator[str]:
+    """The outermost modules of which nothing ran and nothing was used."""
+    idle: list[str] = []
+    for path, _ in model.named_modules():
+        if any(path.startswith(f"{outer}.") for outer in idle):
+            continue
+        within = [
+            each for each, _ in model.named_modules() if each == path or each.startswith(f"{path}." if path else "")
+        ]
+        keys = [key for each in within for key in flow.parameters.get(each, ())]
+        if keys and not any(flow.calls.get(each) for each in within) and not any(key in flow.used for key in keys):
+            idle.append(path)
+    if idle:
+        yield f"parts with parameters that did not run on this batch: {_list(idle)}"
+
+
+def _ran(model: nn.Module, flow: Flow) -> Iterator[tuple[str, nn.Module]]:
+    return ((path, module) for path, module in model.named_modules() if flow.calls.get(path))
+
+
+def _list(paths: Iterable[str]) -> str:
+    """Names joined for a person, the first three of many."""
+    names = [_name(path) for path in dict.fromkeys(paths)]
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _name(path: str) -> str:
+    return path or "(model)"
