@@ -1,1 +1,12 @@
-"""store."""
+"""The run's database: one file per rank and attempt; and a run in memory."""
+
+# writing
+from holdfast.store.ledger import Limits as Limits
+
+# in memory
+from holdfast.store.memory import MemoryRun as MemoryRun
+
+# reading
+from holdfast.store.reader import Envelope as Envelope
+from holdfast.store.reader import RunReader as RunReader
+from holdfast.store.writer import RunWriter as RunWriter

@@ -1,0 +1,173 @@
+"""Statistics and readings as rows of figures, and back.
+
+`pack` and `unpack` of a statistic say the same; here they are written out, because a run of 100 sites turns 100
+summaries into rows at each step, and a series of 100,000 steps into 10,000 summaries at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holdfast.core.reading import Reading
+from holdfast.core.site import Site
+from holdfast.core.statistic import Statistic
+from holdfast.stats.channels import ChannelMoments
+from holdfast.stats.counts import Counts
+from holdfast.stats.extremes import Extremes
+from holdfast.stats.moments import Moments
+from holdfast.stats.sketch import Sketch
+from holdfast.stats.summary import Summary
+from holdfast.store.codec import Rows, Steps
+
+READING = ("value", "low", "high", "floor", "n", "lag", "has")
+"""Columns of a raw reading."""
+ROLLED = (*READING, "least", "greatest", "count")
+"""Columns of merged readings: means over `count` finite values, and the extreme ones."""
+
+_INTERVAL, _FLOOR, _LAG = 1, 2, 4  # bits of "has"
+
+_COUNT = Summary.COLUMNS.index("count")
+_MEAN = Summary.COLUMNS.index("mean")
+_TOTAL = Summary.COLUMNS.index("total")
+
+
+def summary_row(summary: Statistic) -> tuple[float, ...]:
+    """`Summary.pack` as a plain tuple.
+
+    Args:
+        summary: a `Summary`; any other statistic is packed by its own method.
+
+    Returns:
+        One figure for each of `Summary.COLUMNS`.
+    """
+    if type(summary) is not Summary:
+        return tuple(summary.pack().tolist())
+    moments, extremes, counts, sketch = summary.moments, summary.extremes, summary.counts, summary.sketch
+    return (
+        moments.count,
+        moments.mean,
+        moments.m2,
+        moments.m3,
+        moments.m4,
+        extremes.low,
+        extremes.high,
+        counts.total,
+        counts.zeros,
+        counts.nan,
+        counts.positive_inf,
+        counts.negative_inf,
+        counts.beyond,
+        sketch.exponent,
+        *sketch.bins,
+    )
+
+
+def summaries(rows: Rows) -> Iterator[Summary]:
+    """Read summaries back.
+
+    Args:
+        rows: `(rows, len(Summary.COLUMNS))`.
+
+    Yields:
+        One summary a row.
+    """
+    counts = rows[:, _COUNT].astype(np.int64).tolist()
+    moments = rows[:, _MEAN:_TOTAL].tolist()
+    whole = rows[:, _TOTAL:].astype(np.int64).tolist()
+    kinds = len(Counts.COLUMNS)
+    for count, (mean, m2, m3, m4, low, high), (*tally, exponent), bins in zip(
+        counts, moments, (row[: kinds + 1] for row in whole), (row[kinds + 1 :] for row in whole), strict=True
+    ):
+        yield Summary(
+            Moments(count, mean, m2, m3, m4), Extremes(low, high), Counts(*tally), Sketch(exponent, tuple(bins))
+        )
+
+
+def channels(rows: Rows) -> Iterator[ChannelMoments]:
+    """Read statistics of channels back.
+
+    Args:
+        rows: `(rows, 4 · channels)`.
+
+    Yields:
+        One statistic a row.
+    """
+    yield from map(ChannelMoments.unpack, rows)
+
+
+def reading_row(reading: Reading) -> tuple[float, ...]:
+    """The figures of a reading, in the order of `READING`.
+
+    Args:
+        reading: any.
+
+    Returns:
+        Its figures; what it does not have is 0 and unset in `has`.
+    """
+    has, low, high, floor, lag = 0, 0.0, 0.0, 0.0, 0
+    if reading.interval is not None:
+        has, (low, high) = _INTERVAL, reading.interval
+    if reading.noise_floor is not None:
+        has, floor = has | _FLOOR, reading.noise_floor
+    if reading.lag is not None:
+        has, lag = has | _LAG, reading.lag
+    return (reading.value, low, high, floor, reading.n, lag, has)
+
+
+def readings(measure: str, site: Site, unit: str, steps: Steps, rows: Rows) -> Iterator[Reading]:
+    """Read readings back.
+
+    Args:
+        measure: of all of them.
+        site: of all of them.
+        unit: of all of them.
+        steps: `(rows,)`.
+        rows: `(rows, columns)`, raw or merged.
+
+    Yields:
+        One reading a row.
+    """
+    columns = rows[:, : len(READING)].T.tolist()
+    for step, value, low, high, floor, n, lag, has in zip(steps.tolist(), *columns, strict=True):
+        flags = int(has)
+        yield Reading(
+            measure,
+            site,
+            step,
+            value,
+            unit,
+            int(n),
+            floor if flags & _FLOOR else None,
+            (low, high) if flags & _INTERVAL else None,
+            int(lag) if flags & _LAG else None,
+        )
+
+
+def as_rolled(rows: Rows) -> Rows:
+    """Raw readings with the columns of merged ones.
+
+    Args:
+        rows: `(..., len(READING))`; merged ones come back as they are.
+
+    Returns:
+        `(..., len(ROLLED))`.
+    """
+    if rows.shape[-1] == len(ROLLED):
+        return rows
+    value = rows[..., :1]
+    return np.concatenate([rows, value, value, np.isfinite(value).astype(np.float64)], axis=-1)
+
+
+def flat(figures: list[float]) -> NDArray[np.float64]:
+    """A list of plain numbers as a vector.
+
+    Args:
+        figures: floats and ints.
+
+    Returns:
+        As float64.
+    """
+    return np.array(figures, np.float64)
