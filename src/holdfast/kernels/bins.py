@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,13 +15,18 @@ EXPONENT_LIMIT = 1000
 """Scales lie between 2**-1000 and 2**1000, so that neither they nor their inverses leave float64's range."""
 
 
-def _positive_edges() -> NDArray[np.float64]:
-    """The edges above zero for scale 1: sinh(0.2 k), k = 1 … 32.
+CELL_BITS = 5
+"""Edges have this many bits after the leading one: sign, exponent and 5 mantissa bits of a number give its bin."""
 
-    Rounded to float32: a float32 value times a power of two compares with them exactly, in either precision.
+
+def _positive_edges() -> NDArray[np.float64]:
+    """The edges above zero for scale 1: sinh(0.2 k), k = 1 … 32, rounded to 1 + 5 bits (by 1.6 % at most).
+
+    The kernel then counts by the leading bits alone, without a logarithm or a comparison, and every float type
+    gives the same bins.
     """
-    edges = [math.sinh(WIDTH * k) for k in range(1, BINS // 2 + 1)]
-    return np.array(edges, np.float32).astype(np.float64)
+    fraction, exponent = np.frexp(np.sinh(WIDTH * np.arange(1, BINS // 2 + 1)))
+    return np.ldexp(np.round(np.ldexp(fraction, CELL_BITS + 1)), exponent - CELL_BITS - 1)
 
 
 POSITIVE_EDGES: NDArray[np.float64] = _positive_edges()

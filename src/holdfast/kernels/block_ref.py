@@ -118,12 +118,16 @@ def _channels(part: Float64[Tensor, "s c p"], finite: Tensor) -> Float64[Tensor,
 
 
 def _bins(part: Float64[Tensor, "s c p"], finite: Tensor, exponent: int) -> Int64[Tensor, 64]:
-    """Bin k on either side of zero holds edge[k] ≤ |x| / scale < edge[k + 1]; zero itself counts as positive."""
+    """Bin k on either side of zero holds edge[k] ≤ |x| / scale < edge[k + 1].
+
+    Zeros of either sign count as positive.
+    """
     half = BINS // 2
     scale = 2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent))
     edges = torch.tensor(POSITIVE_EDGES[:-1], device=part.device)
-    index = torch.bucketize(part.abs() * scale, edges, right=True)
-    index = torch.where(part < 0, half - 1 - index, half + index)
+    scaled = part * scale
+    index = torch.bucketize(scaled.abs(), edges, right=True)
+    index = torch.where(scaled < 0, half - 1 - index, half + index)
     index = torch.where(finite, index, BINS).flatten()
     counts = torch.zeros(BINS + 1, dtype=torch.int64, device=part.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))[:BINS]

@@ -2,15 +2,95 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from holdfast.core.errors import InputError
+from holdfast.kernels import compiler
+from holdfast.kernels.bins import BINS, EXPONENT_LIMIT
 from holdfast.kernels.block_ref import summarise_block_ref
 from holdfast.kernels.figures import BlockFigures
+
+# The order in which `block_cpu` numbers them.
+_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def summarise_block(
     block: Float[Tensor, "samples channels positions"], exponent: int, threshold: float
 ) -> BlockFigures:
-    """The figures of a block."""
-    return summarise_block_ref(block, exponent, threshold)
+    """The figures of a block, by the fastest path that can read it.
+
+    Both paths agree exactly in counts and bins and to rounding in the rest; each gives the same bits from run to
+    run. The tensor is read in place, whatever its strides.
+
+    Args:
+        block: `(samples, channels, positions)`, of float32, float64, bfloat16 or float16, possibly empty.
+        exponent: the sketch's scale is 2**exponent.
+        threshold: finite values with |x| above it are counted as beyond; inf counts none.
+
+    Returns:
+        The figures: on the CPU, or on the block's device.
+
+    Raises:
+        InputError: the block has other than three dimensions, another type, or no data (a meta tensor).
+
+    Example:
+        >>> summarise_block(torch.tensor([[[1.0], [float("nan")]]]), 0, float("inf")).totals[[0, 8]].tolist()
+        [1.0, 1.0]
+    """
+    if block.ndim != 3 or block.dtype not in _KINDS or block.is_meta:
+        raise InputError(
+            "a tensor (samples, channels, positions) of float32, float64, bfloat16 or float16 with data",
+            f"{tuple(block.shape)} of {block.dtype} on {block.device}",
+            "reshape it, or leave the site out with sites=",
+        )
+    compiled = compiler.kernel() if readable(block) else None
+    if compiled is None:
+        return summarise_block_ref(block, exponent, threshold)
+    samples, channels, _ = block.shape
+    totals = np.zeros(12)
+    per_channel = np.empty((channels, 4))
+    features = np.empty((samples, channels), np.float32)
+    bins = np.zeros(BINS, np.int64)
+    inverse_scale = 2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent))
+    compiled(
+        _KINDS[block.dtype],
+        block.data_ptr(),
+        tuple(block.shape),
+        block.stride(),
+        inverse_scale,
+        threshold,
+        totals,
+        per_channel,
+        features,
+        bins,
+    )
+    return BlockFigures(
+        torch.from_numpy(totals), torch.from_numpy(per_channel), torch.from_numpy(features), torch.from_numpy(bins)
+    )
+
+
+def readable(block: Tensor) -> bool:
+    """Whether native code may read the tensor's memory by its address and strides.
+
+    Not so for another device, for wrappers that have no memory of their own (functorch's, subclasses, fake and
+    meta tensors), and for views whose sign is applied when they are read.
+
+    Args:
+        block: any tensor.
+
+    Returns:
+        Whether the kernel may take it; an empty one it may not.
+    """
+    return (
+        type(block) in (Tensor, nn.Parameter)
+        and block.device.type == "cpu"
+        and block.layout is torch.strided
+        and block.dtype in _KINDS
+        and not torch._C._functorch.is_functorch_wrapped_tensor(block)
+        and not block.is_neg()
+        and not block.is_conj()
+        and block.numel() > 0
+    )

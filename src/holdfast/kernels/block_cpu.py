@@ -1,0 +1,456 @@
+"""The figures of a block compiled by Numba for the CPU. Importing this file costs 0.2 s: `compiler` does it, late.
+
+One sweep over the memory in tiles that stay in the first-level cache. Serial: no OpenMP, no threading layer (after
+one parallel Numba kernel every forked data loader worker that runs its own would die). It holds no lock of Python
+while it runs, and reads the tensor in place, by address and strides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from holdfast.kernels.bins import BINS, CELL_BITS, POSITIVE_EDGES
+
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+# Without leave to confuse −0 and 0, so that adding 0 makes −0 a zero like the other.
+_SIGNED_ZERO = {"nogil": True, "error_model": "numpy"}
+
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
+
+# Rows of the per-channel sums, all relative to the pivot; ROW_ is of one sample only.
+PIVOT, TOTAL, SQUARES, ZEROS, MISSING, ROW_TOTAL, ROW_MISSING = range(7)
+
+TILE = 1024  # elements: 8 KB of float64, and three work arrays of that size or less, in a cache of 32 KB
+HALF = BINS // 2
+LARGEST = float(np.finfo(np.float64).max)
+
+# A cell is the exponent and the first mantissa bits of a scaled value: every edge of the sketch is the start of one.
+_CELL_SHIFT = 52 - CELL_BITS
+_CELL_MASK = (1 << (11 + CELL_BITS)) - 1
+_FIRST_CELL = (1023 - 3) << CELL_BITS  # 2**-3: below the first edge; smaller values are counted there
+_LAST_CELL = (1023 + 8) << CELL_BITS  # 2**8: above the last inner edge; greater values are counted there
+CELLS = _LAST_CELL - _FIRST_CELL + 1
+
+
+def _cell_table() -> NDArray[np.int64]:
+    """The bin of each cell: those from zero upwards, then those from zero downwards."""
+    starts = (np.arange(_FIRST_CELL, _LAST_CELL + 1, dtype=np.int64) << _CELL_SHIFT).view(np.float64)
+    first = np.searchsorted(POSITIVE_EDGES[:-1], starts, side="right")
+    return np.concatenate([HALF + first, HALF - 1 - first])
+
+
+CELL_BIN = _cell_table()
+
+
+def _at(element: types.Type) -> Any:
+    """An intrinsic that turns an address into a pointer to elements of one type."""
+
+    @intrinsic
+    def at(_context, address):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(address), code
+
+    return at
+
+
+@intrinsic
+def _as_float64(_context, bits):  # type: ignore[no-untyped-def]
+    """An int64's bits as a float64 (Numba's `.view` of a scalar fails where the variable is assigned twice)."""
+
+    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
+
+    return types.float64(bits), code
+
+
+_float32_at = _at(types.float32)
+_float64_at = _at(types.float64)
+_int64_at = _at(types.int64)
+_uint16_at = _at(types.uint16)
+_uint32_at = _at(types.uint32)
+
+
+@njit(**OPTIONS)
+def _gather(kind, address, step, n, out_at, raw_at):  # type: ignore[no-untyped-def]
+    """Widen n elements that lie `step` apart to float64. `raw_at` is room for n times 4 bytes."""
+    out = carray(_float64_at(out_at), (n,))
+    reach = ((n - 1) * step + 1,)
+    if kind == FLOAT32:
+        values = carray(_float32_at(address), reach)
+        if step == 1:
+            for i in range(n):
+                out[i] = values[i]
+        else:
+            for i in range(n):
+                out[i] = values[i * step]
+    elif kind == FLOAT64:
+        doubles = carray(_float64_at(address), reach)
+        for i in range(n):
+            out[i] = doubles[i * step]
+    elif kind == BFLOAT16:  # the upper half of a float32
+        halves = carray(_uint16_at(address), reach)
+        raw = carray(_uint32_at(raw_at), (n,))
+        single = carray(_float32_at(raw_at), (n,))
+        for i in range(n):
+            raw[i] = np.uint32(halves[i * step]) << np.uint32(16)
+        for i in range(n):
+            out[i] = single[i]
+    else:
+        _widen_float16(address, step, n, out_at, raw_at)
+
+
+@njit(**OPTIONS)
+def _widen_float16(address, step, n, out_at, raw_at):  # type: ignore[no-untyped-def]
+    """Numba's CPU target has no float16: shift its fields into a float32's and mend the bias, 2**(127 − 15)."""
+    out = carray(_float64_at(out_at), (n,))
+    halves = carray(_uint16_at(address), ((n - 1) * step + 1,))
+    raw = carray(_uint32_at(raw_at), (n,))
+    single = carray(_float32_at(raw_at), (n,))
+    for i in range(n):
+        h = np.uint32(halves[i * step])
+        raw[i] = ((h & np.uint32(0x7FFF)) << np.uint32(13)) | ((h & np.uint32(0x8000)) << np.uint32(16))
+    for i in range(n):
+        out[i] = single[i] * 2.0**112
+    for i in range(n):
+        h = np.int64(halves[i * step])
+        field = h & 0x7C00
+        if field == 0:  # subnormal: not by way of a float32 subnormal, which the processor may flush to zero
+            value = (h & 0x3FF) * 2.0**-24
+            out[i] = -value if h & 0x8000 else value
+        elif field == 0x7C00:
+            value = math.nan if h & 0x3FF else math.inf
+            out[i] = -value if h & 0x8000 else value
+
+
+@njit(**OPTIONS)
+def _extremes(at, n):  # type: ignore[no-untyped-def]
+    """Least and greatest of n finite values, by way of integers in the same order, whose minimum LLVM vectorises."""
+    bits = carray(_int64_at(at), (n,))
+    low = np.int64(2**63 - 1)
+    high = np.int64(-(2**63))
+    for i in range(n):
+        key = bits[i] ^ ((bits[i] >> 63) & np.int64(2**63 - 1))
+        low = key if key < low else low
+        high = key if key > high else high
+    low ^= (low >> 63) & np.int64(2**63 - 1)
+    high ^= (high >> 63) & np.int64(2**63 - 1)
+    return _as_float64(low), _as_float64(high)
+
+
+@njit(**OPTIONS)
+def _add_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def]
+    """Merge finite values into the totals: mean and distances from it within the tile, then Pébay's update."""
+    values = carray(_float64_at(at), (n,))
+    total = 0.0
+    zeros = 0
+    beyond = 0
+    for i in range(n):
+        total += values[i] - pivot
+        zeros += values[i] == 0.0
+        beyond += abs(values[i]) > threshold
+    low, high = _extremes(at, n)
+    centre = total / n
+    m2 = m3 = m4 = 0.0
+    for i in range(n):
+        d = (values[i] - pivot) - centre
+        square = d * d
+        m2 += square
+        m3 += square * d
+        m4 += square * square
+
+    before = totals[0]
+    count = before + n
+    alpha, beta = n / count, before / count
+    delta = (pivot + centre) - totals[1] if before else 0.0
+    square = delta * delta
+    between = before * alpha
+    totals[4] += (
+        m4
+        + between * (beta * beta - alpha * beta + alpha * alpha) * square * square
+        + 6.0 * square * (beta * beta * m2 + alpha * alpha * totals[2])
+        + 4.0 * delta * (beta * m3 - alpha * totals[3])
+    )
+    totals[3] += m3 + between * (beta - alpha) * square * delta + 3.0 * delta * (beta * m2 - alpha * totals[2])
+    totals[2] += m2 + between * square
+    totals[1] = totals[1] + alpha * delta if before else pivot + centre
+    totals[0] = count
+    totals[5] = min(totals[5], low)
+    totals[6] = max(totals[6], high)
+    totals[7] += zeros
+    totals[11] += beyond
+
+
+@njit(**_SIGNED_ZERO)
+def _add_bins(at, n, inverse_scale, work_at, lanes_at):  # type: ignore[no-untyped-def]
+    """Count finite values by cell, in four lanes of counts, so that equal neighbours do not wait for each other."""
+    values = carray(_float64_at(at), (n,))
+    work = carray(_float64_at(work_at), (n,))
+    cells = carray(_int64_at(work_at), (n,))
+    lanes = carray(_uint32_at(lanes_at), (4 * 2 * CELLS,))
+    for i in range(n):
+        work[i] = values[i] * inverse_scale + 0.0
+    for i in range(n):
+        cell = min(max((cells[i] >> _CELL_SHIFT) & _CELL_MASK, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
+        cells[i] = cell + CELLS * ((cells[i] >> 63) & 1)
+    for i in range(n):
+        lanes[np.uint64((i & 3) * 2 * CELLS + cells[i])] += np.uint32(1)
+
+
+@njit(**OPTIONS)
+def _count_nonfinite(at, n):  # type: ignore[no-untyped-def]
+    values = carray(_float64_at(at), (n,))
+    bad = 0
+    for i in range(n):
+        bad += not (abs(values[i]) <= LARGEST)
+    return bad
+
+
+@njit(**OPTIONS)
+def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
+    """Copy the finite values, count the others, return how many were copied."""
+    values = carray(_float64_at(at), (n,))
+    clean = carray(_float64_at(clean_at), (n,))
+    kept = 0
+    for value in values:
+        if abs(value) <= LARGEST:
+            clean[kept] = value
+            kept += 1
+        elif math.isnan(value):
+            totals[8] += 1
+        elif value > 0.0:
+            totals[9] += 1
+        else:
+            totals[10] += 1
+    return kept
+
+
+@njit(**OPTIONS)
+def _add_row(at, n, pivot, all_finite):  # type: ignore[no-untyped-def]
+    """Count, Σ (x − pivot), Σ (x − pivot)² and zeros of n values of one channel."""
+    values = carray(_float64_at(at), (n,))
+    total = squares = 0.0
+    zeros = 0
+    if all_finite:
+        for i in range(n):
+            d = values[i] - pivot
+            total += d
+            squares += d * d
+            zeros += values[i] == 0.0
+        return n, total, squares, zeros
+    count = 0
+    for value in values:
+        if abs(value) <= LARGEST:
+            d = value - pivot
+            total += d
+            squares += d * d
+            zeros += value == 0.0
+            count += 1
+    return count, total, squares, zeros
+
+
+@njit(**OPTIONS)
+def _add_column(at, n, sums_at, channels, first):  # type: ignore[no-untyped-def]
+    """The same for one finite value of each of n channels, into rows of sums that are `channels` long.
+
+    Three short loops: LLVM vectorises none that touches six arrays.
+    """
+    values = carray(_float64_at(at), (n,))
+    pivots = carray(_float64_at(sums_at), (n,))
+    total = carray(_float64_at(sums_at + 8 * channels * TOTAL), (n,))
+    squares = carray(_float64_at(sums_at + 8 * channels * SQUARES), (n,))
+    zeros = carray(_float64_at(sums_at + 8 * channels * ZEROS), (n,))
+    row_total = carray(_float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
+    for i in range(n):
+        d = values[i] - pivots[i]
+        total[i] += d
+        squares[i] += d * d
+    for i in range(n):
+        zeros[i] += 1.0 if values[i] == 0.0 else 0.0
+    if first:
+        for i in range(n):
+            row_total[i] = values[i] - pivots[i]
+    else:
+        for i in range(n):
+            row_total[i] += values[i] - pivots[i]
+
+
+@njit(**OPTIONS)
+def _add_sparse_column(at, n, sums, start, first):  # type: ignore[no-untyped-def]
+    """The same where some values are not finite."""
+    values = carray(_float64_at(at), (n,))
+    for i in range(n):
+        c = start + i
+        if first:
+            sums[ROW_TOTAL, c] = 0.0
+        if abs(values[i]) <= LARGEST:
+            d = values[i] - sums[PIVOT, c]
+            sums[TOTAL, c] += d
+            sums[SQUARES, c] += d * d
+            sums[ZEROS, c] += 1.0 if values[i] == 0.0 else 0.0
+            sums[ROW_TOTAL, c] += d
+        else:
+            sums[MISSING, c] += 1.0
+            sums[ROW_MISSING, c] += 1.0
+
+
+@njit(**OPTIONS)
+def _finish_column(n, sums_at, channels, positions, features_at):  # type: ignore[no-untyped-def]
+    """One sample's feature values: mean over its positions; 0 / 0 gives the NaN that is promised."""
+    pivots = carray(_float64_at(sums_at), (n,))
+    row_total = carray(_float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
+    row_missing = carray(_float64_at(sums_at + 8 * channels * ROW_MISSING), (n,))
+    features = carray(_float32_at(features_at), (n,))
+    for i in range(n):
+        features[i] = pivots[i] + row_total[i] / (positions - row_missing[i])
+    for i in range(n):
+        row_missing[i] = 0.0
+
+
+@njit(**OPTIONS)
+def _find_pivots(kind, address, size, shape, strides, sums, one_at, raw_at):  # type: ignore[no-untyped-def]
+    """The first finite value of each channel (0 where there is none); returns the first of all.
+
+    Sums of x − p for a p among the data lose little: Σ (x − p)² ≤ (n + 1) Σ (x − mean)².
+    """
+    one = carray(_float64_at(one_at), (1,))
+    overall = 0.0
+    found_any = False
+    for c in range(shape[1]):
+        found = False
+        for s in range(shape[0]):
+            for p in range(shape[2]):
+                offset = s * strides[0] + c * strides[1] + p * strides[2]
+                _gather(kind, address + size * offset, 1, 1, one_at, raw_at)
+                if abs(one[0]) <= LARGEST:
+                    sums[PIVOT, c] = one[0]
+                    found = True
+                    break
+            if found:
+                break
+        if found and not found_any:
+            overall = sums[PIVOT, c]
+            found_any = True
+    return overall
+
+
+def _summarise(kind, address, shape, strides, inverse_scale, threshold, totals, channels, features, bins):  # type: ignore[no-untyped-def]
+    """Fill the four results of a block that has at least one element; `totals` and `bins` come zeroed."""
+    size = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 2
+    wide = shape[1]
+    room = np.empty((4, TILE))
+    lanes = np.zeros((4, 2 * CELLS), np.uint32)  # enough for 2**34 elements
+    sums = np.zeros((7, wide))
+    # The helpers take addresses: handing them slices of arrays costs 50 ns a slice, in reference counts.
+    tile_at, clean_at, work_at, raw_at = [room.ctypes.data + 8 * TILE * k for k in range(4)]
+    lanes_at, sums_at, features_at = lanes.ctypes.data, sums.ctypes.data, features.ctypes.data
+    totals[5], totals[6] = math.inf, -math.inf
+    pivot = _find_pivots(kind, address, size, shape, strides, sums, tile_at, raw_at)
+
+    # Rows run along channels (one value a channel) or along positions (one channel), as the memory does.
+    along_channels = shape[2] == 1 or (strides[1] < strides[2] and wide >= 8)
+    inner, minor = (1, 2) if along_channels else (2, 1)
+    length = shape[inner]
+    step = strides[inner]
+    rows = shape[0] * shape[minor]
+    dense = (
+        (step == 1 or length == 1)
+        and (strides[minor] == length or shape[minor] == 1)
+        and (strides[0] == length * shape[minor] or shape[0] == 1)
+    )
+    span = min(length, TILE)
+    per_tile = TILE // span if span == length else 1
+    last = shape[minor] - 1
+    some = 0
+    some_total = 0.0
+    for first in range(0, rows, per_tile):
+        held = min(per_tile, rows - first)
+        for start in range(0, length, span):
+            width = min(span, length - start)
+            n = held * width
+            s, m = first // shape[minor], first % shape[minor]
+            if dense:
+                _gather(kind, address + size * (first * length + start), 1, n, tile_at, raw_at)
+            else:
+                for j in range(held):
+                    offset = s * strides[0] + m * strides[minor] + start * step
+                    _gather(kind, address + size * offset, step, width, tile_at + 8 * j * width, raw_at)
+                    s, m = (s, m + 1) if m < last else (s + 1, 0)
+
+            all_finite = _count_nonfinite(tile_at, n) == 0
+            kept = n if all_finite else _keep_finite(tile_at, n, clean_at, totals)
+            if kept:
+                kept_at = tile_at if all_finite else clean_at
+                _add_totals(kept_at, kept, pivot, threshold, totals)
+                _add_bins(kept_at, kept, inverse_scale, work_at, lanes_at)
+
+            s, m = first // shape[minor], first % shape[minor]
+            for j in range(held):
+                row_at = tile_at + 8 * j * width
+                if along_channels:
+                    here_at = sums_at + 8 * start
+                    if all_finite:
+                        _add_column(row_at, width, here_at, wide, m == 0)
+                    else:
+                        _add_sparse_column(row_at, width, sums, start, m == 0)
+                    if m == last:
+                        _finish_column(width, here_at, wide, shape[2], features_at + 4 * (s * wide + start))
+                else:
+                    f, t, q, z = _add_row(row_at, width, sums[PIVOT, m], all_finite)
+                    sums[TOTAL, m] += t
+                    sums[SQUARES, m] += q
+                    sums[ZEROS, m] += z
+                    sums[MISSING, m] += width - f
+                    some = f + (some if start else 0)
+                    some_total = t + (some_total if start else 0.0)
+                    if start + width == length:
+                        features[s, m] = sums[PIVOT, m] + some_total / some if some else math.nan
+                s, m = (s, m + 1) if m < last else (s + 1, 0)
+
+    for c in range(wide):
+        n_c = shape[0] * shape[2] - sums[MISSING, c]
+        over = sums[TOTAL, c] / n_c if n_c else 0.0
+        channels[c, 0] = n_c
+        channels[c, 1] = sums[PIVOT, c] + over
+        channels[c, 2] = max(0.0, sums[SQUARES, c] - sums[TOTAL, c] * over)
+        channels[c, 3] = sums[ZEROS, c]
+    for cell in range(2 * CELLS):
+        bins[CELL_BIN[cell]] += np.int64(lanes[0, cell]) + lanes[1, cell] + lanes[2, cell] + lanes[3, cell]
+
+
+_TRIPLE = types.UniTuple(types.int64, 3)
+SIGNATURE = types.void(
+    types.int64,
+    types.int64,
+    _TRIPLE,
+    _TRIPLE,
+    types.float64,
+    types.float64,
+    types.float64[::1],
+    types.float64[:, ::1],
+    types.float32[:, ::1],
+    types.int64[::1],
+)
+
+
+def build() -> Callable[..., None]:
+    """Compile, or load what an earlier process compiled.
+
+    Numba looks for a writable cache beside this file, in `NUMBA_CACHE_DIR` and in the user's cache; it raises where
+    there is none, and then every process compiles for itself.
+
+    Returns:
+        The kernel.
+    """
+    try:
+        return njit(SIGNATURE, cache=True, **OPTIONS)(_summarise)
+    except (RuntimeError, OSError):
+        return njit(SIGNATURE, **OPTIONS)(_summarise)
