@@ -26,7 +26,7 @@ def depth_slope(values: Sequence[float | None]) -> tuple[float, tuple[float, flo
         Slope in nats per layer, its 95 % interval, and how many layers entered; `None` below three layers.
 
     Example:
-        >>> depth_slope([1.0, 2.0, 4.0, None, 16.0])[0] / math.log(2)
+        >>> round(depth_slope([1.0, 2.0, 4.0, None, 16.0])[0] / math.log(2), 9)
         1.0
         >>> depth_slope([1.0, None, 4.0]) is None
         True

@@ -30,8 +30,8 @@ def l2_norm(source: float | Tensor | Moments | Summary, n: int | None) -> tuple[
     Example:
         >>> l2_norm(torch.tensor([3.0, 4.0]), None)
         (5.0, 2)
-        >>> l2_norm(Moments(2, 3.0, 0.0, 0.0, 0.0), 8)[0] ** 2  # two elements of eight were seen, both 3
-        72.0
+        >>> l2_norm(Moments(2, 3.0, 0.0, 0.0, 0.0), 16)  # two elements of sixteen were seen, both 3
+        (12.0, 2)
     """
     if isinstance(source, Summary):
         source = source.moments

@@ -45,9 +45,9 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures.pairing import numbers, require_same_features, usable_features
+from holdfast.measures.pairing import numbers, require_same_features, usable_features, usable_sd
 from holdfast.measures.resampling import GROUPS, contrasts, floor_of
-from holdfast.stats.features import COLLAPSED_BELOW, Features
+from holdfast.stats.features import Features
 
 QUANTITY = Quantity("observed-drift", "observed drift", Unit.REFERENCE_SD, "neither", logarithmic=True)
 
@@ -80,18 +80,22 @@ def observed_drift(
     pooled_sd, exchangeable = _pooled(reference, current)
     earlier, later = numbers(reference), numbers(current)
     # A feature that is not finite as a whole was left out by its SD; here go the single samples.
-    kept = usable | exchangeable
-    earlier = earlier[np.isfinite(earlier[:, kept]).all(1)]
-    later = later[np.isfinite(later[:, kept]).all(1)]
+    kept = usable.where | exchangeable
+    if not (math.isfinite(earlier.sum()) and math.isfinite(later.sum())):
+        earlier = earlier[np.isfinite(earlier[:, kept]).all(1)]
+        later = later[np.isfinite(later[:, kept]).all(1)]
     if not len(earlier) or not len(later):
         return None
     difference = later.mean(0) - earlier.mean(0)
-    squared = float(np.mean((difference[usable] / reference.sd.cpu().numpy()[usable]) ** 2))
+    shift = difference[usable.where] / usable.sd
+    squared = float(shift @ shift) / len(shift)
     floor = 0.0
     if exchangeable.any():
         scale = pooled_sd[exchangeable]
-        here = float(np.mean((difference[exchangeable] / scale) ** 2))
-        floor = _permuted_floor(earlier[:, exchangeable] / scale, later[:, exchangeable] / scale, seed)
+        if not exchangeable.all():
+            earlier, later, difference = earlier[:, exchangeable], later[:, exchangeable], difference[exchangeable]
+        here = float(np.mean((difference / scale) ** 2))
+        floor = _permuted_floor(earlier / scale, later / scale, seed)
         floor *= squared / here if here > 0 else 1.0
     return Reading(
         QUANTITY.name,
@@ -109,15 +113,10 @@ def _pooled(reference: Features, current: Features) -> tuple[Float64[ndarray, ch
     """SD of each feature over both batches together, and where that is a unit: neither knows which sample is whose."""
     n, m = reference.samples, current.samples
     share = m / (n + m) if n + m else math.nan
-    gap = (current.mean - reference.mean).cpu().numpy()
-    variance = (
-        (1 - share) * reference.sd.square().cpu().numpy()
-        + share * current.sd.square().cpu().numpy()
-        + share * (1 - share) * gap**2
-    )
-    sd = np.sqrt(variance)
-    rms = math.sqrt((1 - share) * reference.rms**2 + share * current.rms**2)
-    return sd, np.isfinite(sd) & (sd > 0) & (sd >= COLLAPSED_BELOW * rms)
+    first, second = reference.sd.cpu().numpy(), current.sd.cpu().numpy()
+    gap = current.mean.cpu().numpy() - reference.mean.cpu().numpy()
+    sd = np.sqrt((1 - share) * first**2 + share * second**2 + share * (1 - share) * gap**2)
+    return sd, usable_sd(sd, math.sqrt((1 - share) * reference.rms**2 + share * current.rms**2))
 
 
 def _permuted_floor(
@@ -133,23 +132,25 @@ def _permuted_floor(
     n, m = len(earlier), len(later)
     k = max(1, min(-(-max(n, m) // GROUPS), min(n, m) // 16))
     runs = (n // k, m // k)
-    centre = np.concatenate([earlier, later]).mean(0)
+    weights = contrasts(*runs, -1 / n, 1 / m, seed)
+    centre = earlier.mean(0)
     earlier, later = earlier - centre, later - centre
     pooled = np.concatenate([_runs(earlier, k), _runs(later, k)])
-    fixed = later[runs[1] * k :].sum(0) / m - earlier[runs[0] * k :].sum(0) / n
-    # +1 → 1/m and −1 → −1/n: an affine change of the contrast, so that one cached matrix serves all.
-    rows = contrasts(*runs, seed)
-    weights = np.where(rows > 0, 1 / m, -1 / n)
-    if pooled.shape[1] > len(pooled) and not fixed.any():
-        gram = pooled @ pooled.T
-        squares = np.einsum("bi,bi->b", weights @ gram, weights)
+    left_over = n > runs[0] * k or m > runs[1] * k
+    if pooled.shape[1] > len(pooled) and not left_over:
+        # Σ_j (w·x_j)² = w X Xᵀ wᵀ
+        squares = np.einsum("bi,bi->b", weights @ (pooled @ pooled.T), weights)
     else:
-        shifts = weights @ pooled + fixed
+        shifts = weights @ pooled
+        if left_over:
+            shifts += later[runs[1] * k :].sum(0) / m - earlier[runs[0] * k :].sum(0) / n
         squares = np.einsum("bj,bj->b", shifts, shifts)
     return max(0.0, floor_of(squares[1:] / pooled.shape[1]))
 
 
 def _runs(rows: Float64[ndarray, "samples features"], k: int) -> Float64[ndarray, "runs features"]:
     """Sums of k neighbours, without the last samples that fill no run."""
+    if k == 1:
+        return rows
     whole = len(rows) // k
     return rows[: whole * k].reshape(whole, k, rows.shape[1]).sum(1)

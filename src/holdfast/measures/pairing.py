@@ -2,26 +2,65 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
 from holdfast.core.errors import StatisticError
-from holdfast.stats.features import Features
+from holdfast.stats.features import COLLAPSED_BELOW, Features
 
 
-def usable_features(reference: Features) -> Bool[ndarray, channels] | None:
+class Usable(NamedTuple):
+    """Features that have a unit.
+
+    Args:
+        where: which of the site's features.
+        sd: their SD at the reference time.
+        every: whether they are all of the site's.
+    """
+
+    where: Bool[ndarray, channels]
+    sd: Float64[ndarray, usable_channels]
+    every: bool
+
+    def columns(self, rows: Float64[ndarray, "samples channels"]) -> Float64[ndarray, "samples usable_channels"]:
+        """The usable features' columns."""
+        return rows if self.every else rows[:, self.where]
+
+
+def usable_features(reference: Features) -> Usable | None:
     """Features that have a unit to measure a shift in.
 
     Args:
         reference: the site at the reference time.
 
     Returns:
-        Where the reference SD is not collapsed; `None` when more than half of the features are collapsed, or when
-        there are none: such a site gets no shift figure.
+        Where the reference SD is not collapsed, and that SD; `None` when more than half of the features are
+        collapsed, or when there are none: such a site gets no shift figure.
     """
-    usable: Bool[ndarray, channels] = ~reference.collapsed.cpu().numpy()
-    return usable if 2 * int(usable.sum()) >= len(usable) > 0 and usable.any() else None
+    sd = reference.sd.cpu().numpy()
+    where = usable_sd(sd, reference.rms)
+    count = int(np.count_nonzero(where))
+    if count == 0 or 2 * count < len(sd):
+        return None
+    return Usable(where, sd, True) if count == len(sd) else Usable(where, sd[where], False)
+
+
+def usable_sd(sd: Float64[ndarray, channels], rms: float) -> Bool[ndarray, channels]:
+    """Where an SD is not collapsed: `~Features.collapsed`, without a dozen small torch calls.
+
+    Args:
+        sd: of each feature.
+        rms: of the site.
+
+    Returns:
+        Where it is finite, above 0, and not below 1e-6 of the rms.
+    """
+    # Comparisons with NaN are false.
+    return (sd > 0) & (sd >= COLLAPSED_BELOW * rms) & (sd < np.inf)
 
 
 def require_same_features(reference: Features, current: Features) -> None:
@@ -43,7 +82,7 @@ def require_same_features(reference: Features, current: Features) -> None:
 
 
 def paired_difference(
-    reference: Features, current: Features, usable: Bool[ndarray, channels]
+    reference: Features, current: Features, usable: Usable
 ) -> Float64[ndarray, "samples usable_channels"]:
     """Difference of each sample in each usable feature, in reference SD, over the samples finite in both.
 
@@ -63,11 +102,12 @@ def paired_difference(
         raise StatisticError(
             f"the same {reference.samples} samples twice", f"{current.samples} in the second", "observe one batch twice"
         )
-    scale = reference.sd.cpu().numpy()[usable]
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = (numbers(current) - numbers(reference))[:, usable] / scale
-    finite = np.isfinite(difference).all(1)
-    return difference if finite.all() else difference[finite]
+        difference = usable.columns(numbers(current) - numbers(reference)) / usable.sd
+        # One sum tells of a NaN or an infinity anywhere.
+        if math.isfinite(difference.sum()):
+            return difference
+    return difference[np.isfinite(difference).all(1)]
 
 
 def numbers(features: Features) -> Float64[ndarray, "samples channels"]:

@@ -64,6 +64,10 @@ QUANTITY = Quantity(
     logarithmic=True,
 )
 
+# Each draw of an error counts with its opposite.
+_BOTH = np.array([[1.0], [-1.0]])
+_TINY = 1e-300
+
 
 @torch.no_grad()
 def parameter_drift(
@@ -94,7 +98,7 @@ def parameter_drift(
     n, channels = d.shape
     if n < 2:
         return None
-    own = float(np.einsum("ij,ij->", d, d)) / channels  # Σ_i |d_i|²
+    own = float(np.vdot(d, d)) / channels  # Σ_i |d_i|²
     sizes = group_sizes(n)
     grouped = group_sums(d, sizes)
     gram = grouped @ grouped.T / channels
@@ -145,31 +149,26 @@ def _interval(
     stretch = student_975(groups - 1) / NORMAL_975 * math.sqrt(small)
 
     # R = H D with H = I − s 1ᵀ/n: the groups' sums without their share s_g d̄ of the mean.
-    along = (row - sizes * (total / n)) / n  # R d̄
-    half = flipped_gram - (flips @ sizes / n)[:, None] * row  # ε H D Dᵀ
-    scatter = half - half.sum(1)[:, None] * (sizes / n)  # ε R Rᵀ
-    square = np.maximum(np.einsum("bg,bg->b", scatter, flips), 0.0)  # |Σ ε_g R_g|²
-    own = float(np.trace(gram)) - 2 * float(sizes @ row) / n + float(sizes @ sizes) * total / n**2  # Σ |R_g|²
+    share = sizes / n
+    along = (row - share * total) / n  # R d̄
+    half = flipped_gram - np.outer(flips @ share, row)  # ε H D Dᵀ
+    scatter = half - np.outer(half.sum(1), share)  # ε R Rᵀ
+    square = np.einsum("bg,bg->b", scatter, flips)  # |Σ ε_g R_g|²
+    own = float(np.trace(gram) - 2 * (share @ row) + (share @ share) * total)  # Σ |R_g|²
 
-    q = (square - own) / n**2 * small
-    shift = stretch / n * (flips @ along)  # e·d̄
-    v = shift / mean if mean > 0 else np.zeros_like(shift)
-    error = stretch**2 * square / n**2  # |e|²
-    cross = 2 * stretch / n * (scatter @ along)
-    spread = stretch**2 / n**2 * np.einsum("bg,bg->b", scatter, scatter)
-    base = float(along @ along)
-    roots = []
-    for sign in (1.0, -1.0):
-        # Variance along the direction of d̄ ± e, against that along d̄.
-        variance = base + sign * cross + spread
-        length = mean**2 + 2 * sign * shift + error
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.sqrt(base * length / (variance * mean**2))
-        down = sign * v < 0
-        drawn = sign * v * np.where(down & np.isfinite(ratio), ratio, 1.0)
-        inside = drawn**2 + squared - q
-        roots.append(np.where(inside > 0, np.maximum(np.sqrt(np.maximum(inside, 0.0)) - drawn, 0.0), 0.0))
-    ordered = np.sort(np.concatenate(roots))
-    tail = int(0.025 * (len(ordered) + 2))
+    unit = stretch / n
+    q = (square - own) * (small / n**2)
+    shift = (unit * _BOTH) * (flips @ along)  # ±e·d̄
+    v = shift / max(mean, _TINY)
+    # Variance along the direction of d̄ ± e, against that along d̄.
+    variance = (2 * unit * _BOTH) * (scatter @ along) + unit**2 * np.einsum("bg,bg->b", scatter, scatter)
+    variance += float(along @ along)
+    length = 2 * shift + (unit**2 * square + mean**2)
+    ratio = float(along @ along) * length / np.maximum(variance * mean**2, _TINY)
+    v *= np.sqrt(np.where((v < 0) & (variance > 0), np.maximum(ratio, 0.0), 1.0))
+    inside = v * v + (squared - q)
+    roots = np.where(inside > 0, np.maximum(np.sqrt(np.maximum(inside, 0.0)) - v, 0.0), 0.0).ravel()
+    tail = int(0.025 * (len(roots) + 2))
+    ordered = np.partition(roots, (tail - 1, len(roots) - tail))
     value = math.sqrt(squared)
     return min(float(ordered[tail - 1]), value), max(float(ordered[-tail]), value)

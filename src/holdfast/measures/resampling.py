@@ -38,18 +38,22 @@ def signs(n: int, seed: int) -> Float64[ndarray, "replicates n"]:
 
 
 @lru_cache(maxsize=16)
-def contrasts(reference: int, current: int, seed: int) -> Float64[ndarray, "replicates_and_one pooled"]:
-    """Which pooled things count as current (+1) and which as reference (−1), the observed arrangement first.
+def contrasts(
+    reference: int, current: int, reference_weight: float, current_weight: float, seed: int
+) -> Float64[ndarray, "replicates_and_one pooled"]:
+    """Weights that give the difference of two means, the observed arrangement first, then permuted ones.
 
     Args:
-        reference: how many there are in the reference; they come first among the pooled.
+        reference: how many things (samples or runs of samples) are in the reference; they come first.
         current: how many in the current.
+        reference_weight: of each that an arrangement counts as reference, such as −1/n.
+        current_weight: of each that it counts as current, such as 1/m.
         seed: of the private generator.
 
     Returns:
         One row an arrangement, read only.
     """
-    observed = np.repeat([-1.0, 1.0], [reference, current])
+    observed = np.repeat([reference_weight, current_weight], [reference, current])
     generator = np.random.default_rng((seed, reference, current))
     rows = np.concatenate([observed[None], generator.permuted(np.tile(observed, (REPLICATES, 1)), axis=1)])
     rows.flags.writeable = False

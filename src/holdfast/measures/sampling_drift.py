@@ -69,11 +69,11 @@ def sampling_drift(
     usable = usable_features(reference)
     if usable is None:
         return None
-    scale = reference.sd.cpu().numpy()[usable]
     scatter = []
     for batch in (reference, current):
-        rows = numbers(batch)[:, usable] / scale
-        rows = rows[np.isfinite(rows).all(1)]
+        rows = usable.columns(numbers(batch)) / usable.sd
+        if not math.isfinite(rows.sum()):
+            rows = rows[np.isfinite(rows).all(1)]
         if len(rows) < 2:
             return None
         # Each sample's own contribution, enlarged so that their mean is the unbiased variance.

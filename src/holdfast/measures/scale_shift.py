@@ -31,6 +31,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64
@@ -40,14 +42,14 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures.pairing import numbers, require_same_features, usable_features
+from holdfast.measures.pairing import numbers, require_same_features, usable_features, usable_sd
 from holdfast.measures.resampling import floor_of, group_sizes, group_sums, signs
 from holdfast.stats.features import Features
 
 QUANTITY = Quantity("scale-shift", "scale shift", Unit.LOG_RATIO, "higher is worse", cost="one extra forward")
 
-FLIPS = 99
-"""Of the sign flips: 100 arrangements are enough for a 5 % level, and medians are slow."""
+FLIPS = 39
+"""Of the sign flips: with the observed arrangement 40, of which 5 % is 2, and medians are slow."""
 
 
 @torch.no_grad()
@@ -72,14 +74,13 @@ def scale_shift(
         StatisticError: the two have different numbers of features.
     """
     require_same_features(reference, current)
-    before = usable_features(reference)
-    after = usable_features(current)
-    if before is None or after is None:
+    if usable_features(reference) is None or usable_features(current) is None:
         return None
-    usable = before & after
-    if 2 * int(usable.sum()) < len(usable) or not usable.any():
+    before, after = reference.sd.cpu().numpy(), current.sd.cpu().numpy()
+    usable = usable_sd(before, reference.rms) & usable_sd(after, current.rms)
+    if 2 * int(np.count_nonzero(usable)) < len(usable) or not usable.any():
         return None
-    ratio = np.log(current.sd.cpu().numpy()[usable] / reference.sd.cpu().numpy()[usable])
+    ratio = np.log(after[usable] / before[usable])
     return Reading(
         QUANTITY.name,
         site,
@@ -100,20 +101,26 @@ def _floor(reference: Features, current: Features, usable: Bool[ndarray, channel
     if reference.samples != current.samples or reference.samples < 2:
         return None
     x, y = numbers(reference)[:, usable], numbers(current)[:, usable]
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    if not (math.isfinite(x.sum()) and math.isfinite(y.sum())):
         return None
     x2, y2 = np.square(x - x.mean(0)), np.square(y - y.mean(0))
-    if not (_one_position(x2, reference, usable) and _one_position(y2, current, usable)):
+    before, after = x2.mean(0), y2.mean(0)
+    if not (_one_position(before, reference, usable) and _one_position(after, current, usable)):
         return None
-    contribution = (y2 - x2) / (x2.mean(0) + y2.mean(0))
     sizes = group_sizes(len(x))
     flips = signs(len(sizes), seed)[:FLIPS]
-    flipped = np.abs(flips @ group_sums(contribution, sizes)) / len(x)
-    return floor_of(np.median(flipped, axis=1))
+    flipped = np.abs(flips @ group_sums((y2 - x2) / ((before + after) * len(x)), sizes))
+    return floor_of(_row_medians(flipped))
 
 
-def _one_position(
-    squares: Float64[ndarray, "samples features"], features: Features, usable: Bool[ndarray, channels]
-) -> bool:
-    """Whether the spread of the samples' values is the whole spread: means over positions would have less."""
-    return bool(np.allclose(squares.mean(0), features.sd.cpu().numpy()[usable] ** 2, rtol=1e-3))
+def _one_position(variance: Float64[ndarray, features], features: Features, usable: Bool[ndarray, channels]) -> bool:
+    """Whether the variance of the samples' values is the whole variance: means over positions would have less."""
+    whole = features.sd.cpu().numpy()[usable] ** 2
+    return bool((np.abs(variance - whole) <= 1e-3 * whole).all())
+
+
+def _row_medians(rows: Float64[ndarray, "replicates features"]) -> Float64[ndarray, replicates]:
+    """The median of each row: what `numpy.median` gives, in a quarter of its time."""
+    low, high = (rows.shape[1] - 1) // 2, rows.shape[1] // 2
+    ordered = np.partition(rows, (low, high), axis=1)
+    return (ordered[:, low] + ordered[:, high]) / 2
