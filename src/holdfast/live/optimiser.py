@@ -14,6 +14,26 @@ from torch.optim import LBFGS, Adagrad, Optimizer
 from holdfast.core.errors import SurgeryError
 
 
+def check_owner(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimiser of another model.
+
+    Args:
+        model: the model.
+        optimizer: the optimiser.
+
+    Raises:
+        SurgeryError: it steps none of the model's parameters.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    held = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    if own and not any(id(parameter) in own for parameter in held):
+        raise SurgeryError(
+            "the optimiser that steps this model",
+            f"a {type(optimizer).__name__} that holds none of its parameters",
+            "give the optimiser that was built from model.parameters()",
+        )
+
+
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse an optimiser whose state cannot be mended parameter by parameter.
 
@@ -24,15 +44,9 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     Raises:
         SurgeryError: it steps none of the model's parameters, holds one twice, or keeps state of all together.
     """
+    check_owner(model, optimizer)
     kind = type(optimizer).__name__
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    own = {id(parameter) for parameter in model.parameters()}
-    if own and not any(id(parameter) in own for parameter in held):
-        raise SurgeryError(
-            "the optimiser that steps this model",
-            f"a {kind} that holds none of its parameters",
-            "give the optimiser that was built from model.parameters()",
-        )
     known = {id(parameter) for parameter in held}
     if len(known) < len(held):
         raise SurgeryError(

@@ -1,1 +1,27 @@
-"""treatments."""
+"""Treatments: changes to a model, to its optimiser, or (recipes) to the user's script; each with plan and receipt."""
+
+from holdfast.core.treatment import Treatment
+from holdfast.treatments.clip import Clip as Clip
+from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
+from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
+from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
+from holdfast.treatments.scale_input import ScaleInput as ScaleInput
+from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
+from holdfast.treatments.warm_up import WarmUp as WarmUp
+
+TREATMENTS: dict[str, type[Treatment]] = {
+    treatment.name: treatment
+    for treatment in (
+        # the model's layers
+        InsertNorm,
+        Reinitialise,
+        ReplaceActivation,
+        # the optimiser
+        ScaleRate,
+        # recipes: lines for the script
+        Clip,
+        ScaleInput,
+        WarmUp,
+    )
+}
+"""Every treatment by the name that findings use; each takes `batch=` and further options of its own."""

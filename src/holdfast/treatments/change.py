@@ -1,0 +1,174 @@
+"""`Change`: what a treatment did; and the plan around it, which measures and can take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from holdfast.core.errors import HoldfastError, InputError, SurgeryError
+from holdfast.core.treatment import Plan, Receipt
+from holdfast.live.replay import Call, Mode, record_call, replay
+
+Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""What the model is called with: one tensor, a tuple of positional arguments, or a dictionary of keyword ones."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What was changed and how to take it back.
+
+    Args:
+        lines: `"before → after"`, one for each thing.
+        undo: puts everything back, bit for bit.
+        renamed: keys of the `state_dict` that have another name now, old → new.
+    """
+
+    lines: tuple[str, ...]
+    undo: Callable[[], None]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+def planned(
+    treatment: str, model: nn.Module, make: Callable[[], Change], *, diff: str, source: str, batch: Batch | None
+) -> Plan:
+    """A plan whose receipt states what the change did to the computed function.
+
+    The model runs on the batch before and after, in eval and in train mode, with the same random numbers and without
+    a trace. If it does not run afterwards, the change is taken back.
+
+    Args:
+        treatment: its name.
+        model: what is changed.
+        make: makes the change, all or nothing.
+        diff: see `Plan`.
+        source: see `Plan`.
+        batch: on which the error is measured, or `None`.
+
+    Returns:
+        The plan.
+    """
+    in_force = False
+
+    def apply() -> Receipt:
+        nonlocal in_force
+        if in_force:
+            raise SurgeryError(
+                f"a {treatment} that is not in force", "a plan that was applied already", "receipt.undo() comes first"
+            )
+        before = None if batch is None else outputs(model, batch)
+        change = make()
+        try:
+            after = None if batch is None else outputs(model, batch)
+        except BaseException as error:  # Ctrl-C among them
+            change.undo()
+            if not isinstance(error, Exception):
+                raise
+            raise SurgeryError(
+                "a model that still runs on the batch",
+                f"this after {treatment}: {error.got if isinstance(error, InputError) else error}",
+                "the change was taken back; name other layers with sites=",
+            ) from error
+        in_force = True
+        errors = (None, None) if before is None or after is None else tuple(map(difference, before, after))
+
+        def undo() -> None:
+            nonlocal in_force
+            change.undo()
+            in_force = False
+
+        return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed)
+
+    return Plan(treatment, diff, source, apply)
+
+
+def outputs(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+    """What the model gives on a batch in eval and in train mode; nothing is changed by it.
+
+    Args:
+        model: the model.
+        batch: what it is called with.
+
+    Returns:
+        `(in eval mode, in train mode)`.
+    """
+    call = call_of(batch)
+    return rerun(model, call, "eval"), rerun(model, call, "train")
+
+
+def call_of(batch: Batch) -> Call:
+    """The call of the model that a batch stands for, with the random numbers that come next.
+
+    Args:
+        batch: what the model is called with.
+
+    Returns:
+        The call, for `rerun`.
+    """
+    if isinstance(batch, Mapping):
+        return record_call((), batch)
+    return record_call(batch if isinstance(batch, tuple) else (batch,), {})
+
+
+def rerun(model: nn.Module, call: Call, mode: Mode = "as it was") -> Any:
+    """Run the model on a call without a trace.
+
+    Args:
+        model: the model.
+        call: from `call_of`.
+        mode: see `live.replay.replay`.
+
+    Returns:
+        What the forward returned.
+
+    Raises:
+        InputError: the model does not run on it.
+    """
+    try:
+        return replay(model, call, mode=mode)
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise InputError(
+            "a batch that the model takes" + ("" if mode == "as it was" else f" in {mode} mode"),
+            f"one on which it raises {type(error).__name__}: {error}",
+            "give batch= what you call the model with (a tensor, a tuple or a dict)",
+        ) from error
+
+
+def difference(before: Any, after: Any) -> float:
+    """The largest absolute difference between two outputs.
+
+    Args:
+        before: a tensor or any nest of them.
+        after: of the same structure.
+
+    Returns:
+        The difference in the outputs' own unit; infinite when shapes differ, NaN when one is not finite where the
+        other is.
+
+    Example:
+        >>> import torch
+        >>> difference({"logits": torch.tensor([1.0, 2.0])}, {"logits": torch.tensor([1.0, 2.5])})
+        0.5
+    """
+    pairs = [
+        (a, b)
+        for a, b in zip(tree_leaves(before), tree_leaves(after), strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    ]
+    worst = 0.0
+    for a, b in pairs:
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            gap = (a.double() - b.double()).abs()
+            # inf − inf is no difference: both overflowed in the same way
+            gap = gap.masked_fill(a == b, 0.0)
+            worst = max(worst, gap.max().item()) if not gap.isnan().any() else float("nan")
+        if worst != worst:
+            return worst
+    return worst
