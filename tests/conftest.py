@@ -1,8 +1,13 @@
 """Shapes in annotations are checked while tests run: jaxtyping's import hook, before anything of ours is imported."""
 
+import random
 from pathlib import Path
 
+from beartype._check.code import codemain
 from jaxtyping import install_import_hook
+
+# Beartype picks the element of a list that it checks by Python's global generator, which tests of ours ask about.
+codemain.getrandbits = random.Random(0).getrandbits
 
 _PACKAGE = Path(__file__).parents[1] / "src" / "holdfast"
 
