@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from holdfast.core.event import Event
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
@@ -40,7 +41,12 @@ def structure(modules: list[tuple[str, str]], stream: str = "net") -> Structure:
 
 
 def make_run(
-    modules: list[tuple[str, str]] | None = None, *, steps: int = 400, every: int = 3, stream: str = "net", seed: int = 0
+    modules: list[tuple[str, str]] | None = None,
+    *,
+    steps: int = 400,
+    every: int = 3,
+    stream: str = "net",
+    seed: int = 0,
 ) -> MemoryRun:
     """A run with every kind of record, its figures drawn from a seed."""
     modules = leaves(10) if modules is None else modules
@@ -54,7 +60,11 @@ def make_run(
     for step in range(1, steps + 1):
         progress = step / steps
         loss = 2.3 - 0.4 * progress + 0.08 * numbers.normal()
-        values = {"loss": loss, "gradient-norm": 0.5 * np.exp(-2 * progress + 0.3 * numbers.normal()), "learning-rate": 1.0}
+        values = {
+            "loss": loss,
+            "gradient-norm": 0.5 * np.exp(-2 * progress + 0.3 * numbers.normal()),
+            "learning-rate": 1.0,
+        }
         readings: list[Reading] = []
         summaries = {}
         channels = {}
@@ -77,15 +87,11 @@ def make_run(
         if step == steps:
             data = {"overhead": 0.031, "seconds": {"run": 12.0, "hooks": 0.2, "probes": 0.1}}
             events = (Event(step, "cadence", f"observed {steps // every} of {steps} steps; took 3.1%", data=data),)
-        run.write(
-            StepRecord(step, stream, values, summaries, channels, tuple(readings), events=events)
-        )
+        run.write(StepRecord(step, stream, values, summaries, channels, tuple(readings), events=events))
     return run
 
 
-def _readings(
-    place: Site, kind: str, step: int, depth: int, total: int, numbers: np.random.Generator
-) -> list[Reading]:
+def _readings(place: Site, kind: str, step: int, depth: int, total: int, numbers: np.random.Generator) -> list[Reading]:
     sd, ratio = Unit.REFERENCE_SD, Unit.RATIO
     deep = depth / total
     drift = 0.0 if depth == 0 else 0.02 * np.exp(3 * deep + 0.3 * numbers.normal()) * (1.2 - step / 500)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+
+import plotly.graph_objects as go
 
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
+from holdfast.figures.wording import safe, shortened, unique
+
+MOST_LABELS = 50
 
 
 def by_depth(history: History, sites: Iterable[Site], stream: str = "net") -> list[Site]:
@@ -29,6 +35,33 @@ def by_depth(history: History, sites: Iterable[Site], stream: str = "net") -> li
     for site in observed:
         place.setdefault(site.module, len(place))
     return sorted(sites, key=lambda site: (place.get(site.module, len(place)), site.call))
+
+
+def layer_axis(figure: go.Figure, sites: Sequence[Site]) -> dict[Site, str]:
+    """Make a figure's y axis the layers, the first on top.
+
+    Args:
+        figure: changed in place; all its y axes where it has several.
+        sites: in order of depth.
+
+    Returns:
+        Each site's category: its whole name, safe and unique. Ticks show it shortened, and at most `MOST_LABELS`
+        of them.
+    """
+    names = dict(zip(sites, unique(site.label for site in sites), strict=True))
+    stride = math.ceil(len(sites) / MOST_LABELS)
+    shown = list(names)[::stride]
+    figure.update_yaxes(
+        type="category",
+        categoryorder="array",
+        categoryarray=list(names.values())[::-1],
+        range=[-0.5, len(names) - 0.5],
+        tickvals=[names[site] for site in shown],
+        ticktext=[safe(shortened(site.label)) for site in shown],
+    )
+    title = "layer, in order of execution" + (f" (1 of {stride} named)" if stride > 1 else "")
+    figure.update_yaxes(title_text=title, selector=0)
+    return names
 
 
 def first_and_last(readings: Iterable[Reading]) -> dict[Site, tuple[Reading, Reading]]:

@@ -8,10 +8,11 @@ from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Phase, Site
 from holdfast.figures.canvas import blank, finish, height_for
-from holdfast.figures.depth import by_depth, first_and_last
-from holdfast.figures.dots import SYMBOLS, add_dots
-from holdfast.figures.theme import Theme
-from holdfast.figures.wording import number, tick_labels
+from holdfast.figures.depth import by_depth, first_and_last, layer_axis
+from holdfast.figures.dots import SYMBOLS, add_dots, shown_values
+from holdfast.figures.scale import apply_log
+from holdfast.figures.theme import SERIES, Theme
+from holdfast.figures.wording import number
 
 _SERIES: tuple[tuple[str, Phase, int | None, str], ...] = (
     ("parameter-drift", "train", 1, "parameter drift over 1 step"),
@@ -47,20 +48,23 @@ def drift_by_depth(history: History, *, stream: str = "net", theme: Theme = "lig
     if not drawn:
         return blank(title, "no readings", theme=theme)
     layers = by_depth(history, dict.fromkeys(site for each in drawn.values() for site in each), stream)
-    labels = dict(zip(layers, tick_labels(site.label for site in layers), strict=True))
+    everything = shown_values(each for latest in drawn.values() for each in latest.values())
+    least = min((value for value in everything if value > 0), default=1.0)
     figure = go.Figure()
-    for symbol, (name, latest) in zip(SYMBOLS, drawn.items(), strict=False):
-        rows = [(labels[site], reading) for site, reading in latest.items()]
-        add_dots(figure, rows, name=name, symbol=symbol, floors=True)
+    labels = layer_axis(figure, layers)
+    for index, (name, latest) in enumerate(drawn.items()):
+        add_dots(
+            figure,
+            [(labels[site], reading) for site, reading in latest.items()],
+            name=name,
+            symbol=SYMBOLS[index],
+            colour=SERIES[index],
+            floors="unnamed" if index else "named",
+            least=least,
+        )
     units = sorted({each.unit for latest in drawn.values() for each in latest.values()})
-    figure.update_xaxes(type="log", title_text=f"drift ({' / '.join(units)})")
-    figure.update_yaxes(
-        type="category",
-        categoryorder="array",
-        categoryarray=list(labels.values())[::-1],
-        range=[-0.6, len(labels) - 0.4],
-        title_text="layer, in order of execution",
-    )
+    apply_log(figure, everything)
+    figure.update_xaxes(title_text=f"drift ({' / '.join(units)})")
     alt = f"{title}. " + " ".join(_sentence(name, latest) for name, latest in drawn.items())
     return finish(figure, title=title, alt=alt, height=height_for(len(labels), row=19, frame=190), theme=theme)
 

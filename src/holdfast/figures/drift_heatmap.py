@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,14 +13,17 @@ from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Phase, Port, Site
 from holdfast.figures.canvas import blank, finish, height_for
-from holdfast.figures.depth import by_depth
+from holdfast.figures.depth import by_depth, layer_axis
+from holdfast.figures.scale import colour_ticks
 from holdfast.figures.theme import ALERT, NOISE, SEQUENTIAL, Theme
-from holdfast.figures.wording import described, number, safe, shortened, tick_labels
+from holdfast.figures.wording import number, safe
 
-# Each cell carries its words: 30,000 cells are about 3 MB of page. Wide runs are thinned in time, never in depth.
-CELLS = 30_000
+# Each cell carries its figures: 15,000 cells are about 0.8 MB of page. Wide runs are thinned in time, never in depth.
+CELLS = 15_000
 MOST_COLUMNS = 400
-LEAST_COLUMNS = 30
+LEAST_COLUMNS = 15
+
+_Grid = dict[tuple[int, int], Reading]
 
 
 def drift_heatmap(
@@ -63,15 +66,8 @@ def drift_heatmap(
     sites = by_depth(history, dict.fromkeys(each.site for each in readings), stream)
     steps, stride = _columns(readings, len(sites))
     grid = _grid(readings, sites, steps)
-    values = np.full((len(sites), len(steps)), np.nan)
-    for (row, column), each in grid.items():
-        if each.above_noise:
-            values[row, column] = each.value
-    noise = _where(grid, values.shape, lambda each: math.isfinite(each.value) and not each.above_noise)
-    broken = _where(grid, values.shape, lambda each: not math.isfinite(each.value))
-    figure = _draw(values, noise, broken, _texts(grid, sites, values.shape), sites, steps, readings[0].unit)
+    figure = _draw(grid, sites, steps, readings[0].unit)
     figure.update_xaxes(title_text="optimiser step" + (f" (every {stride}th observed)" if stride > 1 else ""))
-    figure.update_yaxes(title_text="layer, in order of execution")
     return finish(
         figure,
         title=title,
@@ -89,78 +85,92 @@ def _columns(readings: Sequence[Reading], rows: int) -> tuple[list[int], int]:
     return steps[::-1][::stride][::-1], stride
 
 
-def _grid(readings: Sequence[Reading], sites: Sequence[Site], steps: Sequence[int]) -> dict[tuple[int, int], Reading]:
+def _grid(readings: Sequence[Reading], sites: Sequence[Site], steps: Sequence[int]) -> _Grid:
     row = {site: index for index, site in enumerate(sites)}
     column = {step: index for index, step in enumerate(steps)}
     return {(row[each.site], column[each.step]): each for each in readings if each.step in column}
 
 
-def _where(
-    grid: dict[tuple[int, int], Reading], shape: tuple[int, int], test: Callable[[Reading], bool]
-) -> NDArray[np.float64]:
-    """1 where a reading passes, NaN elsewhere."""
-    mask = np.full(shape, np.nan)
-    for place, each in grid.items():
-        if test(each):
-            mask[place] = 1.0
-    return mask
+def _details(grid: _Grid, shape: tuple[int, int], unit: str, remark: str) -> dict[str, object]:
+    """What the hover box of a cell says: the cells' own figures packed as numbers, since words would take megabytes.
 
-
-def _texts(grid: dict[tuple[int, int], Reading], sites: Sequence[Site], shape: tuple[int, int]) -> list[list[str]]:
-    texts = [[""] * shape[1] for _ in range(shape[0])]
-    for (row, column), each in grid.items():
-        name = sites[row].label
-        full = f"{safe(name)}<br>" if shortened(name) != name else ""
-        texts[row][column] = full + described(each)
-    return texts
-
-
-def _draw(
-    values: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    broken: NDArray[np.float64],
-    texts: list[list[str]],
-    sites: Sequence[Site],
-    steps: Sequence[int],
-    unit: str,
-) -> go.Figure:
-    labels = tick_labels(site.label for site in sites)
-    common = {
-        "x": steps,
-        "y": labels,
-        "text": texts,
-        "hovertemplate": "<b>%{y}</b>, step %{x}<br>%{text}<extra></extra>",
-        "hoverongaps": False,
+    What no reading has is not mentioned, what all share is said in the template, and the rest is one number a cell.
+    """
+    figures = {
+        "value": f"%{{value:.3g}} {safe(unit)}",
+        "low": "95\u00a0% interval %{low:.3g} to %{high:.3g}",
+        "high": "",
+        "floor": "noise floor %{floor:.3g}",
+        "n": "n = %{n:.0f}",
+        "lag": "over %{lag:.0f} step(s)",
     }
-    positive = values[values > 0]
-    with np.errstate(divide="ignore"):
+    columns = np.full((*shape, len(figures)), np.nan, np.float32)
+    for place, each in grid.items():
+        low, high = each.interval or (math.nan, math.nan)
+        floor = math.nan if each.noise_floor is None else each.noise_floor
+        columns[place] = each.value, low, high, floor, each.n, math.nan if each.lag is None else each.lag
+    lines = ["<b>%{y}</b>, step %{x}"]
+    kept = []
+    for index, name in enumerate(figures):
+        known = columns[..., index][np.isfinite(columns[..., index])]
+        if name in ("n", "lag") and len(known) and (known == known[0]).all():
+            lines.append(figures[name].replace(f"%{{{name}:.0f}}", f"{known[0]:.0f}"))
+        elif len(known):
+            kept.append(index)
+            lines.append(figures[name])
+    text = "<br>".join(filter(None, [*lines, remark and f"<b>{remark}</b>"]))
+    for place, index in enumerate(kept):
+        text = text.replace(f"%{{{list(figures)[index]}:", f"%{{customdata[{place}]:")
+    return {"customdata": columns[..., kept], "hovertemplate": text + "<extra></extra>"}
+
+
+def _draw(grid: _Grid, sites: Sequence[Site], steps: Sequence[int], unit: str) -> go.Figure:
+    figure = go.Figure()
+    names = layer_axis(figure, sites)
+    common = {"x": steps, "y": list(names.values()), "hoverongaps": False}
+    shape = len(sites), len(steps)
+    above = {place: each for place, each in grid.items() if each.above_noise}
+    positive = [each.value for each in above.values() if each.value > 0]
+    lowest, highest = math.log10(min(positive, default=0.1)), math.log10(max(positive, default=1.0))
+    low = math.floor(lowest * 2) / 2
+    high = max(math.ceil(highest * 2) / 2, low + 0.5)
+    logs = np.full(shape, np.nan, np.float32)
+    for place, each in above.items():
         # A drift of exactly zero that has no floor lies at the lower end of the scale, not off it.
-        lowest = math.log10(positive.min()) if positive.size else -1.0
-        logs = np.maximum(np.log10(values), lowest)
-    highest = math.log10(positive.max()) if positive.size else 0.0
-    low, high = math.floor(lowest * 2) / 2, max(math.ceil(highest * 2) / 2, math.floor(lowest * 2) / 2 + 0.5)
-    ticks = _ticks(low, high)
-    figure = go.Figure(
-        go.Heatmap(
-            z=logs,
-            zmin=low,
-            zmax=high,
-            colorscale=SEQUENTIAL,
-            name="drift",
-            colorbar={
-                "title": {"text": safe(unit), "side": "right"},
-                "tickvals": [math.log10(tick) for tick in ticks],
-                "ticktext": [number(tick, 1) for tick in ticks],
-                "thickness": 14,
-                "outlinewidth": 0,
-            },
-            **common,
-        )
+        logs[place] = math.log10(each.value) if each.value > 0 else low
+    figure.add_heatmap(
+        z=logs,
+        zmin=low,
+        zmax=high,
+        colorscale=SEQUENTIAL,
+        showscale=bool(above),
+        name="drift",
+        colorbar={
+            "title": {"text": safe(unit), "side": "right", "font": {"size": 12}},
+            "tickfont": {"size": 11},
+            **colour_ticks(low, high),
+            "thickness": 14,
+            "outlinewidth": 0,
+        },
+        **common,
+        **_details(above, shape, unit, ""),
     )
-    for name, mask, colour in (("within noise", noise, NOISE), ("not finite", broken, ALERT)):
-        if name == "not finite" and not np.isfinite(mask).any():
+    noise = {place: each for place, each in grid.items() if math.isfinite(each.value) and not each.above_noise}
+    broken = {place: each for place, each in grid.items() if not math.isfinite(each.value)}
+    for name, part, colour in (("within noise", noise, NOISE), ("not finite", broken, ALERT)):
+        if not part:
             continue
-        figure.add_heatmap(z=mask, colorscale=[[0, colour], [1, colour]], showscale=False, name=name, **common)
+        mask = np.full(shape, np.nan, np.float32)
+        for place in part:
+            mask[place] = 1.0
+        figure.add_heatmap(
+            z=mask,
+            colorscale=[[0, colour], [1, colour]],
+            showscale=False,
+            name=name,
+            **common,
+            **_details(part, shape, unit, name),
+        )
         # A heat map has no entry in the legend; this point without a place stands for it.
         figure.add_scatter(
             x=[None],
@@ -172,16 +182,8 @@ def _draw(
             showlegend=True,
         )
     figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1], showgrid=False)
+    figure.update_yaxes(showgrid=False)
     return figure
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade where there are few decades, else the decades."""
-    leading = (1, 2, 5) if high - low <= 2 else (1, 3) if high - low <= 4 else (1,)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [each * 10.0**decade for decade in decades for each in leading]
-    return [tick for tick in ticks if low - 1e-9 <= math.log10(tick) <= high + 1e-9]
 
 
 def _alt(title: str, grid: dict[tuple[int, int], Reading], sites: Sequence[Site], steps: Sequence[int]) -> str:

@@ -12,14 +12,15 @@ from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.figures.canvas import blank, finish, height_for
-from holdfast.figures.depth import by_depth, first_and_last
-from holdfast.figures.dots import add_dots
-from holdfast.figures.theme import FLOOR, Theme
-from holdfast.figures.wording import number, tick_labels
+from holdfast.figures.depth import by_depth, first_and_last, layer_axis
+from holdfast.figures.dots import add_dots, shown_values
+from holdfast.figures.scale import apply_log
+from holdfast.figures.theme import FLOOR, SERIES, Theme
+from holdfast.figures.wording import number
 
 _PANELS = (
-    ("backward-gain", "Backward gain", "gradient entering ÷ leaving the layer (ratio)"),
-    ("drift-gain", "Drift gain", "output drift ÷ input drift (ratio)"),
+    ("backward-gain", "backward gain"),
+    ("drift-gain", "drift gain"),
 )
 
 
@@ -39,7 +40,7 @@ def gain_by_depth(history: History, *, stream: str = "net", theme: Theme = "ligh
     """
     title = "Gain of each layer: gradients backward, drift forward"
     ends: dict[str, dict[Site, tuple[Reading, Reading]]] = {}
-    for measure, _, _ in _PANELS:
+    for measure, _ in _PANELS:
         readings = [
             each
             for each in history.readings(measure)
@@ -50,20 +51,15 @@ def gain_by_depth(history: History, *, stream: str = "net", theme: Theme = "ligh
         return blank(title, "no readings", theme=theme)
     modules = [site.at(port="input", phase="train", leaf="") for each in ends.values() for site in each]
     layers = by_depth(history, dict.fromkeys(modules), stream)
-    labels = dict(zip(layers, tick_labels(site.label for site in layers), strict=True))
-    figure = make_subplots(
-        cols=2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=[head for _, head, _ in _PANELS]
-    )
-    for column, (measure, name, axis) in enumerate(_PANELS, start=1):
-        _panel(figure, column, name, axis, ends[measure], labels)
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=list(labels.values())[::-1])
-    figure.update_yaxes(range=[-0.6, len(labels) - 0.4])
-    figure.update_yaxes(title_text="layer, in order of execution", col=1)
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    labels = layer_axis(figure, layers)
+    for column, (measure, name) in enumerate(_PANELS, start=1):
+        _panel(figure, column, name, ends[measure], labels)
     return finish(
         figure,
         title=title,
         alt=f"{title}. {_alt(ends)}",
-        height=height_for(len(labels), frame=170),
+        height=height_for(len(labels), frame=130),
         theme=theme,
     )
 
@@ -72,11 +68,10 @@ def _panel(
     figure: go.Figure,
     column: int,
     name: str,
-    axis: str,
     ends: Mapping[Site, tuple[Reading, Reading]],
     labels: Mapping[Site, str],
 ) -> None:
-    figure.update_xaxes(title_text=axis, type="log", col=column)
+    figure.update_xaxes(title_text=f"{name} (ratio)", col=column)
     if not ends:
         # `x domain` is the panel's own breadth, whatever its axis says.
         suffix = "" if column == 1 else str(column)
@@ -86,24 +81,33 @@ def _panel(
         figure.update_xaxes(showticklabels=False, col=column)
         return
     at = {site: labels[site.at(port="input", phase="train", leaf="")] for site in ends}
-    add_dots(figure, [(at[site], last) for site, (_, last) in ends.items()], name=name, column=column)
+    add_dots(
+        figure,
+        [(at[site], last) for site, (_, last) in ends.items()],
+        name=name,
+        column=column,
+        colour=SERIES[column - 1],
+    )
     earlier = [(at[site], first) for site, (first, last) in ends.items() if first.step < last.step]
     if earlier:
         add_dots(figure, earlier, name=f"{name}, first reading", column=column, faint=True)
+    apply_log(
+        figure, [1.0, *shown_values(last for _, last in ends.values()), *(r.value for _, r in earlier)], col=column
+    )
     figure.add_vline(x=1, line={"dash": "dash", "width": 1.2, "color": FLOOR}, col=column, row=1)
 
 
 def _alt(ends: Mapping[str, Mapping[Site, tuple[Reading, Reading]]]) -> str:
     words: list[str] = []
-    for measure, name, _ in _PANELS:
+    for measure, name in _PANELS:
         latest: Sequence[Reading] = [last for _, last in ends[measure].values() if last.value > 0]
         usable = [each.value for each in latest if math.isfinite(each.value)]
         if usable:
             middle = math.exp(sum(map(math.log, usable)) / len(usable))
             words.append(
-                f"{name}: {len(usable)} layers, {number(min(usable))} to {number(max(usable))},"
+                f"{name.capitalize()}: {len(usable)} layers, {number(min(usable))} to {number(max(usable))},"
                 f" geometric mean {number(middle)}."
             )
         else:
-            words.append(f"{name}: no readings.")
+            words.append(f"{name.capitalize()}: no readings.")
     return " ".join(words)

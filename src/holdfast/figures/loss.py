@@ -13,6 +13,7 @@ from holdfast.core.event import Event
 from holdfast.core.finding import Finding
 from holdfast.core.protocols import History
 from holdfast.figures.canvas import blank, finish
+from holdfast.figures.scale import log_axis
 from holdfast.figures.theme import ALERT, FAINT, SEVERITY_COLOURS, SEVERITY_SYMBOLS, Theme
 from holdfast.figures.wording import number, safe, shortened
 
@@ -126,9 +127,8 @@ def _panel(figure: go.Figure, row: int, name: str, steps: NDArray[np.int64], val
     logarithmic = bool(len(good) and good.min() > 0 and good.max() / good.min() > 20)
     figure.update_yaxes(
         row=row,
-        type="log" if logarithmic else "linear",
+        **(log_axis(good) if logarithmic else {}),
         title_text=f"{words} ({unit})" if unit != words else f"{words} (its own unit)",
-        dtick=1 if logarithmic and good.max() / good.min() > 1e3 else None,
     )
     if not finite.all():
         top = float(good.max()) if len(good) else 1.0

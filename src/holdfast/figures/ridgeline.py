@@ -17,7 +17,8 @@ from holdfast.figures.wording import number, shortened
 from holdfast.stats.summary import Summary
 
 MOST_ROWS = 20
-OVERLAP = 1.7  # height of the tallest ridge, in rows
+OVERLAP = 1.35  # height of the tallest ridge, in rows
+COLUMNS = 70  # bins narrower than the axis over this many are joined
 TAIL = 0.002  # what is cut off at either side of the axis when the outermost bins are far away
 
 
@@ -52,7 +53,7 @@ def ridgeline(
     curves = [_density(each, low, high) for _, each in shown]
     tallest = max(float(height.max()) for _, height in curves) or 1.0
     figure = go.Figure()
-    colours = sample_colorscale(SEQUENTIAL, list(np.linspace(0.08, 0.88, len(shown))))
+    colours = sample_colorscale(SEQUENTIAL, list(np.linspace(0.22, 0.9, len(shown))))
     # Later ridges lie further up and behind: drawn first.
     for row in range(len(shown) - 1, -1, -1):
         x, height = curves[row]
@@ -60,8 +61,8 @@ def ridgeline(
             x=np.concatenate([x, x[::-1]]),
             y=np.concatenate([row + OVERLAP * height / tallest, np.full(len(x), float(row))]),
             fill="toself",
-            fillcolor=colours[row].replace("rgb", "rgba").replace(")", ", 0.72)"),
-            line={"color": colours[row], "width": 1.4},
+            fillcolor=colours[row].replace("rgb", "rgba").replace(")", ", 0.8)"),
+            line={"color": colours[row], "width": 1.1},
             mode="lines",
             hoveron="fills",
             hoverinfo="skip",
@@ -69,25 +70,28 @@ def ridgeline(
             showlegend=False,
         )
     _middles(figure, shown, low, high)
+    top = len(shown) - 1 + OVERLAP + 0.2
     if saturation is not None:
-        for edge in (-saturation, saturation):
-            figure.add_vline(x=edge, line={"dash": "dash", "width": 1.2, "color": FLOOR})
-        figure.add_annotation(
-            x=saturation, y=1, yref="paper", text=f"saturated beyond ±{number(saturation)}",
-            xanchor="left", yanchor="bottom", showarrow=False, font={"size": 11},
-        )  # fmt: skip
-    figure.update_xaxes(title_text=f"activation ({_outside(shown, low, high)})", range=[low, high])
+        figure.add_scatter(
+            x=[-saturation, -saturation, None, saturation, saturation],
+            y=[-0.3, top, None, -0.3, top],
+            mode="lines",
+            line={"dash": "dash", "width": 1.2, "color": FLOOR},
+            hoverinfo="skip",
+            name=f"saturated beyond ±{number(saturation)}",
+        )
+    figure.update_xaxes(title_text=_axis_title(site, shown, low, high), range=[low, high])
     figure.update_yaxes(
-        title_text="optimiser step; height: density per unit of activation",
+        title_text="optimiser step (height: density)",
         tickvals=list(range(len(shown))),
         ticktext=[str(step) for step, _ in shown],
-        range=[-0.3, len(shown) - 1 + OVERLAP + 0.25],
+        range=[-0.3, top],
     )
     return finish(
         figure,
         title=title,
         alt=_alt(title, shown),
-        height=max(280, 130 + 26 * len(shown)),
+        height=max(300, 130 + 26 * len(shown)),
         theme=theme,
     )
 
@@ -107,20 +111,37 @@ def _range(summaries: Sequence[Summary]) -> tuple[float, float]:
 def _density(summary: Summary, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Polyline of the density over the bins that the axis shows, exact zeros taken out."""
     edges = np.asarray(summary.sketch.edges(summary.sketch.exponent))
-    density = summary.sketch.density().copy()
+    share = np.array(summary.sketch.bins, np.float64) / summary.sketch.count
     # An exact zero is in the bin that begins at zero.
     home = int(np.searchsorted(edges, 0.0))
-    density[home] = max(0.0, density[home] - summary.counts.zero_fraction / (edges[home + 1] - edges[home]))
+    share[home] = max(0.0, share[home] - summary.counts.zero_fraction)
+    edges, share = _coarse(edges, share, (high - low) / COLUMNS)
+    filled = np.flatnonzero(share)
+    if not len(filled):  # nothing but zeros
+        return np.zeros(2), np.zeros(2)
+    kept = slice(filled[0], filled[-1] + 1)
+    density = share[kept] / np.diff(edges)[kept]
     # Steps, not a smooth line: what lies inside a bin is not known.
-    x, y = np.repeat(edges, 2), np.concatenate([[0.0], np.repeat(density, 2), [0.0]])
-    inside = (x >= low) & (x <= high)
-    if not inside.any():
-        return np.array([low, high]), np.zeros(2)
-    first, last = inside.argmax(), len(x) - inside[::-1].argmax()
-    return (
-        np.concatenate([[low], x[first:last], [high]]),
-        np.concatenate([[y[first]], y[first:last], [y[last - 1]]]),
-    )
+    x = np.repeat(edges[filled[0] : filled[-1] + 2], 2)
+    y = np.concatenate([[0.0], np.repeat(density, 2), [0.0]])
+    return np.clip(x, low, high), y
+
+
+def _coarse(
+    edges: NDArray[np.float64], share: NDArray[np.float64], width: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Join the narrow bins around zero until each is `width` wide: narrower ones show only their noise.
+
+    Zero stays an edge, so that what a rectifier leaves does not leak below it.
+    """
+    kept = [0]
+    home = int(np.searchsorted(edges, 0.0))
+    for index in range(1, len(edges) - 1):
+        far_enough = edges[index] - edges[kept[-1]] >= width
+        if index == home or (far_enough and (index > home or edges[home] - edges[index] >= width)):
+            kept.append(index)
+    kept.append(len(edges) - 1)
+    return edges[kept], np.add.reduceat(share, kept[:-1])
 
 
 def _middles(figure: go.Figure, shown: Sequence[tuple[int, Summary]], low: float, high: float) -> None:
@@ -137,7 +158,7 @@ def _middles(figure: go.Figure, shown: Sequence[tuple[int, Summary]], low: float
             "symmetric": False,
             "array": clipped[:, 2] - clipped[:, 1],
             "arrayminus": clipped[:, 1] - clipped[:, 0],
-            "thickness": 1.3,
+            "thickness": 3,
             "width": 0,
             "color": FLOOR,
         },
@@ -164,10 +185,11 @@ def _words(step: int, summary: Summary, quantiles: NDArray[np.float64]) -> str:
     return "<br>".join(lines)
 
 
-def _outside(shown: Sequence[tuple[int, Summary]], low: float, high: float) -> str:
-    """The unit, and what the axis leaves out."""
+def _axis_title(site: Site, shown: Sequence[tuple[int, Summary]], low: float, high: float) -> str:
+    """What is drawn, its unit, and what the axis leaves out."""
+    title = f"{'gradient' if 'grad' in site.port else 'activation'} (its own unit)"
     cut = any(each.extremes.low < low or each.extremes.high > high for _, each in shown)
-    return "its own unit; rare values lie beyond the axis" if cut else "its own unit"
+    return f"{title}<br><span style='font-size: 0.9em'>rare values lie beyond the axis</span>" if cut else title
 
 
 def _alt(title: str, shown: Sequence[tuple[int, Summary]]) -> str:

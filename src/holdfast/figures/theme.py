@@ -22,6 +22,9 @@ _COLOURS: dict[Theme, tuple[str, ...]] = {
     "dark": (SKY, ORANGE, "#2FBF95", PURPLE, "#F2855A", "#8FA9FF"),
 }
 
+# Series of one panel: Okabe and Ito's hues at a lightness with at least 3:1 contrast on white and on the dark page.
+SERIES = ("#2A86C9", "#D5601A", "#12976F", "#BE6A98")
+
 # Translucent greys read the same on white and on black.
 NOISE = "rgba(128, 128, 128, 0.42)"
 """Fill of what lies within noise."""

@@ -110,40 +110,47 @@ def safe(text: str) -> str:
 
 
 def shortened(text: str, length: int = 26) -> str:
-    """A long name with its middle left out: both ends of a module's path tell something.
+    """A long name made short: leading parts of a path to their initials, then, if need be, its middle left out.
 
     Args:
-        text: any.
+        text: any, such as a module's path.
         length: greatest length of what comes back.
 
     Example:
-        >>> shortened("encoder.layers.11.attention.output.dense", 20)
-        'encoder.l…tput.dense'
+        >>> shortened("encoder.layers.11.attention.output.dense")
+        'e.l.11.a.output.dense'
+        >>> shortened("a_name_without_any_parts_in_it", 13)
+        'a_name…s_in_it'
     """
+    parts = text.split(".")
+    for index in range(len(parts) - 1):
+        if len(".".join(parts)) <= length:
+            break
+        if not parts[index].isdigit():
+            parts[index] = parts[index][:1]
+    text = ".".join(parts)
     if len(text) <= length:
         return text
     head = (length - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+    return f"{text[:head]}…{text[len(text) - (length - head) :]}"
 
 
-def tick_labels(names: Iterable[str], length: int = 26) -> list[str]:
-    """Safe, short labels for a category axis, each different from the others.
+def unique(names: Iterable[str]) -> list[str]:
+    """Safe names for a category axis, each different from the others.
 
     Args:
         names: such as `site.label`, in order.
-        length: greatest length of a label before escaping and numbering.
 
     Returns:
-        One label a name; a repeated one is numbered.
+        One name each; a repeated one is numbered.
 
     Example:
-        >>> tick_labels(["fc", "fc", "<b>"])
+        >>> unique(["fc", "fc", "<b>"])
         ['fc', 'fc (2)', '&lt;b&gt;']
     """
     seen: dict[str, int] = {}
-    labels: list[str] = []
+    found: list[str] = []
     for name in names:
-        label = safe(shortened(name, length))
-        seen[label] = count = seen.get(label, 0) + 1
-        labels.append(label if count == 1 else f"{label} ({count})")
-    return labels
+        seen[name] = count = seen.get(name, 0) + 1
+        found.append(safe(name if count == 1 else f"{name} ({count})"))
+    return found

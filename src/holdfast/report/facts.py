@@ -47,7 +47,7 @@ def _structure(structure: Structure) -> list[tuple[str, str]]:
             shapes.pop(name, None)
     count = sum(math.prod(shape) for shape in shapes.values())
     leaves = sum(node.leaf for node in structure.modules)
-    facts = [("Model", f"{structure.model}: {leaves} leaf modules, {count:,} parameters".replace(",", " "))]
+    facts = [("Model", f"{structure.model}: {leaves} leaf modules, {_grouped(count)} parameters")]
     if structure.optimiser:
         text = structure.optimiser
         if structure.groups:
@@ -57,6 +57,11 @@ def _structure(structure: Structure) -> list[tuple[str, str]]:
             text += f" (first of {len(structure.groups)} parameter groups)"
         facts.append(("Optimiser", text))
     return facts
+
+
+def _grouped(count: int) -> str:
+    """Thousands apart by a narrow space that does not break."""
+    return f"{count:,}".replace(",", "\u202f")
 
 
 def _cadence(history: History, stream: str) -> list[tuple[str, str]]:

@@ -65,7 +65,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure on the page: heading, caption, words for those who cannot see it, height in pixels, Plotly's JSON."""
+    """A figure on the page: heading, caption, alternative text, height in pixels, Plotly's JSON (none when blank)."""
 
     title: str
     caption: str
@@ -171,8 +171,8 @@ def _drawings(history: History, diagnosis: Diagnosis, stream: str, several: bool
     )
     yield _drawing(
         drift_by_depth(history, stream=stream),
-        "The latest reading of each layer. Full marks lie above their noise floor (grey stroke), open ones within"
-        " noise; bars are 95 % intervals.",
+        "The latest reading of each layer. Full marks lie above their noise floor (a stroke of the same colour), open"
+        " ones within noise; bars are 95\u00a0% intervals.",
         suffix,
     )
     yield _drawing(
@@ -190,31 +190,35 @@ def _drawings(history: History, diagnosis: Diagnosis, stream: str, several: bool
         )
     yield _drawing(
         gain_by_depth(history, stream=stream),
-        "Gains multiply through the depth. Full marks: the latest reading with its 95 % interval; open: the first.",
+        "Gradient leaving a layer ÷ entering it, backward; drift of a layer's output ÷ of its input. Gains multiply"
+        " through the depth. Full marks: the latest reading with its 95\u00a0% interval; open: the first.",
         suffix,
     )
     for site in _telling(history, diagnosis, stream):
         yield _drawing(
             ridgeline(history, site, saturation=_saturation(history, site)),
-            "Time runs upwards. Dot: median; bar: 5th to 95th percentile, to the width of a bin.",
+            "Time runs upwards. Dot: median; bar: 5th to 95th percentile, to the width of a bin."
+            " The height is density, on one scale for all ridges; exact zeros are left out of it.",
             suffix,
         )
 
 
 def _telling(history: History, diagnosis: Diagnosis, stream: str) -> list[Site]:
     """Sites whose distribution is worth a ridgeline: those of the findings, filled up from all depths."""
-    inputs = [site for site in history.sites(port="input", phase="train", stream=stream) if history.summaries(site)]
-    named = [site for finding in diagnosis.findings for site in finding.sites]
-    sites = dict.fromkeys(
+    inputs = list(history.sites(port="input", phase="train", stream=stream))
+    worst = [finding.sites[0] for finding in diagnosis.findings if finding.sites]
+    spread = [inputs[index] for index in (-1, len(inputs) // 2, 0)] if inputs else []
+    candidates = (
         site
-        for place in named
+        for place in (*worst, *spread)
         for site in (place, place.at(port="input", phase="train", leaf=""))
-        if site.stream == stream and site.port in ("input", "output") and history.summaries(site)
+        if site.stream == stream and site.port in ("input", "output")
     )
-    for index in (len(inputs) - 1, len(inputs) // 2, 0):
-        if inputs and len(sites) < RIDGELINES:
-            sites.setdefault(inputs[index])
-    return list(sites)[:RIDGELINES]
+    sites: list[Site] = []
+    for site in dict.fromkeys(candidates):  # a summary is read only where it may be shown
+        if len(sites) < RIDGELINES and site.module not in (each.module for each in sites) and history.summaries(site):
+            sites.append(site)
+    return sites
 
 
 def _saturation(history: History, site: Site) -> float | None:
@@ -223,7 +227,9 @@ def _saturation(history: History, site: Site) -> float | None:
     node = structure.module(site.module) if structure is not None else None
     if node is None or site.port != "input":
         return None
-    return next((each for kind in (node.kind, *node.bases) if (each := saturation_threshold(kind.lower())) is not None), None)
+    return next(
+        (each for kind in (node.kind, *node.bases) if (each := saturation_threshold(kind.lower())) is not None), None
+    )
 
 
 def _drawing(figure: go.Figure, caption: str, suffix: str) -> Drawing:
@@ -240,7 +246,7 @@ def _drawing(figure: go.Figure, caption: str, suffix: str) -> Drawing:
         "" if meta.get("blank") else caption,
         str(meta.get("alt", "")),
         int(layout.get("height", 300)),
-        _json(plain),
+        "" if meta.get("blank") else _json(plain),
     )
 
 
@@ -248,7 +254,7 @@ def _json(value: Any) -> Markup:
     """JSON that may stand inside a script element: nothing in it can close the element or open a comment."""
     text = to_json_plotly(value)
     json.loads(text)  # NaN and Infinity are no JSON; the page would stay empty
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def _umask() -> int:
