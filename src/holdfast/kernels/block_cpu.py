@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from holdfast.kernels.bins import BINS, CELL_BITS, POSITIVE_EDGES
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 # Without leave to confuse −0 and 0, so that adding 0 makes −0 a zero like the other.
-_SIGNED_ZERO = {"nogil": True, "error_model": "numpy"}
+_SIGNED_ZERO: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 
@@ -57,7 +57,7 @@ def _at(element: types.Type) -> Any:
         def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-        return types.CPointer(element)(address), code
+        return types.CPointer(element)(address), code  # type: ignore[no-untyped-call]
 
     return at
 
@@ -121,13 +121,13 @@ def _widen_float16(address, step, n, out_at, raw_at):  # type: ignore[no-untyped
     for i in range(n):
         out[i] = single[i] * 2.0**112
     for i in range(n):
-        h = np.int64(halves[i * step])
+        h = np.int64(halves[i * step])  # type: ignore[assignment]
         field = h & 0x7C00
         if field == 0:  # subnormal: not by way of a float32 subnormal, which the processor may flush to zero
             value = (h & 0x3FF) * 2.0**-24
             out[i] = -value if h & 0x8000 else value
         elif field == 0x7C00:
-            value = math.nan if h & 0x3FF else math.inf
+            value = math.nan if h & 0x3FF else math.inf  # type: ignore[assignment]
             out[i] = -value if h & 0x8000 else value
 
 
@@ -143,7 +143,7 @@ def _extremes(at, n):  # type: ignore[no-untyped-def]
         high = key if key > high else high
     low ^= (low >> 63) & np.int64(2**63 - 1)
     high ^= (high >> 63) & np.int64(2**63 - 1)
-    return _as_float64(low), _as_float64(high)
+    return _as_float64(low), _as_float64(high)  # type: ignore[call-arg]
 
 
 @njit(**OPTIONS)
@@ -216,7 +216,7 @@ def _count_nonfinite(at, n):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
-    """Copy the finite values, count the others, return how many were copied."""
+    """Copy the finite values, count the others."""
     values = carray(_float64_at(at), (n,))
     clean = carray(_float64_at(clean_at), (n,))
     kept = 0
@@ -230,7 +230,6 @@ def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
             totals[9] += 1
         else:
             totals[10] += 1
-    return kept
 
 
 @njit(**OPTIONS)
@@ -342,83 +341,50 @@ def _find_pivots(kind, address, size, shape, strides, sums, one_at, raw_at):  # 
     return overall
 
 
-def _summarise(kind, address, shape, strides, inverse_scale, threshold, totals, channels, features, bins):  # type: ignore[no-untyped-def]
-    """Fill the four results of a block that has at least one element; `totals` and `bins` come zeroed."""
-    size = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 2
-    wide = shape[1]
-    room = np.empty((4, TILE))
-    lanes = np.zeros((4, 2 * CELLS), np.uint32)  # enough for 2**34 elements
-    sums = np.zeros((7, wide))
-    # The helpers take addresses: handing them slices of arrays costs 50 ns a slice, in reference counts.
-    tile_at, clean_at, work_at, raw_at = [room.ctypes.data + 8 * TILE * k for k in range(4)]
-    lanes_at, sums_at, features_at = lanes.ctypes.data, sums.ctypes.data, features.ctypes.data
-    totals[5], totals[6] = math.inf, -math.inf
-    pivot = _find_pivots(kind, address, size, shape, strides, sums, tile_at, raw_at)
+@njit(**OPTIONS)
+def _add_position_rows(tile_at, held, width, s, m, minor, starts, ends, all_finite, sums, run, features):  # type: ignore[no-untyped-def]
+    """Rows along positions, each of one sample and one channel. `run` holds count and sum of a row in pieces."""
+    for j in range(held):
+        n, total, squares, zeros = _add_row(tile_at + 8 * j * width, width, sums[PIVOT, m], all_finite)
+        sums[TOTAL, m] += total
+        sums[SQUARES, m] += squares
+        sums[ZEROS, m] += zeros
+        sums[MISSING, m] += width - n
+        if starts:
+            run[0] = 0.0
+            run[1] = 0.0
+        run[0] += n
+        run[1] += total
+        if ends:
+            features[s, m] = sums[PIVOT, m] + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
+        m += 1
+        if m == minor:
+            m = 0
+            s += 1
 
-    # Rows run along channels (one value a channel) or along positions (one channel), as the memory does.
-    along_channels = shape[2] == 1 or (strides[1] < strides[2] and wide >= 8)
-    inner, minor = (1, 2) if along_channels else (2, 1)
-    length = shape[inner]
-    step = strides[inner]
-    rows = shape[0] * shape[minor]
-    dense = (
-        (step == 1 or length == 1)
-        and (strides[minor] == length or shape[minor] == 1)
-        and (strides[0] == length * shape[minor] or shape[0] == 1)
-    )
-    span = min(length, TILE)
-    per_tile = TILE // span if span == length else 1
-    last = shape[minor] - 1
-    some = 0
-    some_total = 0.0
-    for first in range(0, rows, per_tile):
-        held = min(per_tile, rows - first)
-        for start in range(0, length, span):
-            width = min(span, length - start)
-            n = held * width
-            s, m = first // shape[minor], first % shape[minor]
-            if dense:
-                _gather(kind, address + size * (first * length + start), 1, n, tile_at, raw_at)
-            else:
-                for j in range(held):
-                    offset = s * strides[0] + m * strides[minor] + start * step
-                    _gather(kind, address + size * offset, step, width, tile_at + 8 * j * width, raw_at)
-                    s, m = (s, m + 1) if m < last else (s + 1, 0)
 
-            all_finite = _count_nonfinite(tile_at, n) == 0
-            kept = n if all_finite else _keep_finite(tile_at, n, clean_at, totals)
-            if kept:
-                kept_at = tile_at if all_finite else clean_at
-                _add_totals(kept_at, kept, pivot, threshold, totals)
-                _add_bins(kept_at, kept, inverse_scale, work_at, lanes_at)
+@njit(**OPTIONS)
+def _add_channel_rows(tile_at, held, width, s, m, minor, start, wide, all_finite, sums, sums_at, features_at):  # type: ignore[no-untyped-def]
+    """Rows along channels, each of one sample and one position."""
+    for j in range(held):
+        if all_finite:
+            _add_column(tile_at + 8 * j * width, width, sums_at + 8 * start, wide, m == 0)
+        else:
+            _add_sparse_column(tile_at + 8 * j * width, width, sums, start, m == 0)
+        m += 1
+        if m == minor:
+            _finish_column(width, sums_at + 8 * start, wide, minor, features_at + 4 * (s * wide + start))
+            m = 0
+            s += 1
 
-            s, m = first // shape[minor], first % shape[minor]
-            for j in range(held):
-                row_at = tile_at + 8 * j * width
-                if along_channels:
-                    here_at = sums_at + 8 * start
-                    if all_finite:
-                        _add_column(row_at, width, here_at, wide, m == 0)
-                    else:
-                        _add_sparse_column(row_at, width, sums, start, m == 0)
-                    if m == last:
-                        _finish_column(width, here_at, wide, shape[2], features_at + 4 * (s * wide + start))
-                else:
-                    f, t, q, z = _add_row(row_at, width, sums[PIVOT, m], all_finite)
-                    sums[TOTAL, m] += t
-                    sums[SQUARES, m] += q
-                    sums[ZEROS, m] += z
-                    sums[MISSING, m] += width - f
-                    some = f + (some if start else 0)
-                    some_total = t + (some_total if start else 0.0)
-                    if start + width == length:
-                        features[s, m] = sums[PIVOT, m] + some_total / some if some else math.nan
-                s, m = (s, m + 1) if m < last else (s + 1, 0)
 
-    for c in range(wide):
-        n_c = shape[0] * shape[2] - sums[MISSING, c]
-        over = sums[TOTAL, c] / n_c if n_c else 0.0
-        channels[c, 0] = n_c
+@njit(**OPTIONS)
+def _finish(values, lanes, sums, channels, bins):  # type: ignore[no-untyped-def]
+    """From sums to per-channel figures, from cells to bins. `values` is how many there are in a channel."""
+    for c in range(sums.shape[1]):
+        count = values - sums[MISSING, c]
+        over = sums[TOTAL, c] / count if count else 0.0
+        channels[c, 0] = count
         channels[c, 1] = sums[PIVOT, c] + over
         channels[c, 2] = max(0.0, sums[SQUARES, c] - sums[TOTAL, c] * over)
         channels[c, 3] = sums[ZEROS, c]
@@ -426,7 +392,71 @@ def _summarise(kind, address, shape, strides, inverse_scale, threshold, totals, 
         bins[CELL_BIN[cell]] += np.int64(lanes[0, cell]) + lanes[1, cell] + lanes[2, cell] + lanes[3, cell]
 
 
-_TRIPLE = types.UniTuple(types.int64, 3)
+def _summarise(  # type: ignore[no-untyped-def]
+    kind, address, shape, strides, inverse_scale, threshold, room, lanes, sums, totals, channels, features, bins
+):
+    """Fill `totals`, `channels`, `features` and `bins` of a block that has at least one element.
+
+    `room`: 4 tiles. `lanes`, `sums`, `totals`, `bins`: zeros.
+    """
+    size = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 2
+    wide = shape[1]
+    # The helpers take addresses: handing them slices of arrays costs 50 ns a slice, in reference counts.
+    # As int64: an unsigned address plus a signed offset would be a float64.
+    tile_at = np.int64(room.ctypes.data)
+    clean_at = tile_at + 8 * TILE
+    work_at = clean_at + 8 * TILE
+    raw_at = work_at + 8 * TILE  # its second half stays free: `run` lives at its end
+    lanes_at, sums_at = np.int64(lanes.ctypes.data), np.int64(sums.ctypes.data)
+    features_at = np.int64(features.ctypes.data)
+    totals[5], totals[6] = math.inf, -math.inf
+    pivot = _find_pivots(kind, address, size, shape, strides, sums, tile_at, raw_at)
+
+    # Rows run along channels (one value a channel) or along positions (one channel), as the memory does.
+    along_channels = shape[2] == 1 or (strides[1] < strides[2] and wide >= 8)
+    length, minor = (wide, shape[2]) if along_channels else (shape[2], wide)
+    step, leap = (strides[1], strides[2]) if along_channels else (strides[2], strides[1])
+    rows = shape[0] * minor
+    dense = (
+        (step == 1 or length == 1)
+        and (leap == length or minor == 1)
+        and (strides[0] == length * minor or shape[0] == 1)
+    )
+    span = min(length, TILE)
+    per_tile = TILE // span if span == length else 1
+    for first in range(0, rows, per_tile):
+        held = min(per_tile, rows - first)
+        s = first // minor
+        m = first - s * minor
+        for start in range(0, length, span):
+            width = min(span, length - start)
+            n = held * width
+            if dense:
+                _gather(kind, address + size * (first * length + start), 1, n, tile_at, raw_at)
+            else:
+                for j in range(held):
+                    row = first + j
+                    offset = (row // minor) * strides[0] + (row % minor) * leap + start * step
+                    _gather(kind, address + size * offset, step, width, tile_at + 8 * j * width, raw_at)
+            kept = n - _count_nonfinite(tile_at, n)
+            kept_at = tile_at
+            if kept < n:
+                _keep_finite(tile_at, n, clean_at, totals)
+                kept_at = clean_at
+            if kept:
+                _add_totals(kept_at, kept, pivot, threshold, totals)
+                _add_bins(kept_at, kept, inverse_scale, work_at, lanes_at)
+            if along_channels:
+                _add_channel_rows(tile_at, held, width, s, m, minor, start, wide, kept == n, sums, sums_at, features_at)
+            else:
+                ends = start + width == length
+                _add_position_rows(
+                    tile_at, held, width, s, m, minor, start == 0, ends, kept == n, sums, room[-2:], features
+                )
+    _finish(shape[0] * shape[2], lanes, sums, channels, bins)
+
+
+_TRIPLE = types.UniTuple(types.int64, 3)  # type: ignore[no-untyped-call]
 SIGNATURE = types.void(
     types.int64,
     types.int64,
@@ -435,22 +465,54 @@ SIGNATURE = types.void(
     types.float64,
     types.float64,
     types.float64[::1],
+    types.uint32[:, ::1],
+    types.float64[:, ::1],
+    types.float64[::1],
     types.float64[:, ::1],
     types.float32[:, ::1],
     types.int64[::1],
 )
 
 
-def build() -> Callable[..., None]:
+class Arrays(NamedTuple):
+    """The fields of `figures.BlockFigures`, as arrays."""
+
+    totals: NDArray[np.float64]
+    channels: NDArray[np.float64]
+    features: NDArray[np.float32]
+    bins: NDArray[np.int64]
+
+
+def build() -> Callable[..., Arrays]:
     """Compile, or load what an earlier process compiled.
 
     Numba looks for a writable cache beside this file, in `NUMBA_CACHE_DIR` and in the user's cache; it raises where
     there is none, and then every process compiles for itself.
 
     Returns:
-        The kernel.
+        `run(kind, address, shape, strides, inverse_scale, threshold)`, which gives the arrays.
     """
     try:
-        return njit(SIGNATURE, cache=True, **OPTIONS)(_summarise)
+        kernel = njit(SIGNATURE, cache=True, **OPTIONS)(_summarise)
     except (RuntimeError, OSError):
-        return njit(SIGNATURE, **OPTIONS)(_summarise)
+        kernel = njit(SIGNATURE, **OPTIONS)(_summarise)
+
+    def run(
+        kind: int,
+        address: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        inverse_scale: float,
+        threshold: float,
+    ) -> Arrays:
+        samples, channels, _ = shape
+        room = np.empty(4 * TILE)
+        lanes = np.zeros((4, 2 * CELLS), np.uint32)  # counts enough for 2**34 elements
+        sums = np.zeros((7, channels))
+        found = Arrays(
+            np.zeros(12), np.empty((channels, 4)), np.empty((samples, channels), np.float32), np.zeros(BINS, np.int64)
+        )
+        kernel(kind, address, shape, strides, inverse_scale, threshold, room, lanes, sums, *found)
+        return found
+
+    return run

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-Kernel = Callable[..., None]
+Kernel = Callable[..., Any]
 
 FORK_PATIENCE = 30.0
 """Seconds that a fork waits for the compiler."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.kernels import compiler
-from holdfast.kernels.bins import BINS, EXPONENT_LIMIT
+from holdfast.kernels.bins import EXPONENT_LIMIT
 from holdfast.kernels.block_ref import summarise_block_ref
 from holdfast.kernels.figures import BlockFigures
 
@@ -49,27 +48,15 @@ def summarise_block(
     compiled = compiler.kernel() if readable(block) else None
     if compiled is None:
         return summarise_block_ref(block, exponent, threshold)
-    samples, channels, _ = block.shape
-    totals = np.zeros(12)
-    per_channel = np.empty((channels, 4))
-    features = np.empty((samples, channels), np.float32)
-    bins = np.zeros(BINS, np.int64)
-    inverse_scale = 2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent))
-    compiled(
+    found = compiled(
         _KINDS[block.dtype],
         block.data_ptr(),
         tuple(block.shape),
         block.stride(),
-        inverse_scale,
+        2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent)),
         threshold,
-        totals,
-        per_channel,
-        features,
-        bins,
     )
-    return BlockFigures(
-        torch.from_numpy(totals), torch.from_numpy(per_channel), torch.from_numpy(features), torch.from_numpy(bins)
-    )
+    return BlockFigures(*(torch.from_numpy(each) for each in found))
 
 
 def readable(block: Tensor) -> bool:
