@@ -1,0 +1,142 @@
+"""Rule `collapsed-signal`: the samples cannot be told apart deep in the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from holdfast.core.finding import Finding, Inconclusive
+from holdfast.core.protocols import History
+from holdfast.core.reading import Reading
+from holdfast.core.site import Site
+from holdfast.core.units import Unit
+from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules, spreads
+from holdfast.diagnosis.wording import names, number, plural
+
+
+@dataclass(frozen=True, slots=True)
+class CollapsedSignal:
+    """Deep in the network the samples cannot be told apart: the signal is a constant.
+
+    What it sees:
+        At every input the spread: how much of the signal's RMS differs between samples (channel by channel, over
+        samples and positions; the greater of the pooled ratio and the median channel's), its median over the observed
+        steps. Fires below 2⁻¹⁰ ≈ 0.001, where the differences are within two units in the last place of float16; and
+        where more than half of the features are collapsed (SD below 1e-6 of the site's RMS). One such site is a
+        warning, two or more are critical.
+
+        Noise: the spread of n values has a relative error of 1/√(2n), and the threshold lies a factor of 300 below
+        what healthy layers have (0.3 to 1), so eight values a channel are enough; medians over steps cover the rest.
+
+    Why it matters:
+        What comes after sees the same input for every sample and can only learn the mean of the targets: the loss stays
+        at chance. No shift figure is to be believed at such a site, because it would be counted in units of nothing.
+
+    When it is wrong:
+        Inputs that are the same for all samples by design (position indices, a time step shared by the batch, a learned
+        query) have no spread. A batch of copies has none either.
+
+    Example:
+        From '8' on the samples differ by 2e-4 of the signal and less; at the last layer by 2e-8.
+
+    What to do:
+        reinitialise with the gain that the activation needs; insert-norm; replace-activation (a sigmoid's mean of ½
+        drowns the signal).
+
+    References:
+        Schoenholz et al. 2017, "Deep information propagation". Glorot & Bengio 2010.
+    """
+
+    name: str = "collapsed-signal"
+    treatments: tuple[str, ...] = ("reinitialise", "insert-norm", "replace-activation")
+    static: bool = False
+    spread: float = DEAD_SPREAD
+    critical_sites: int = 2
+
+    def check(self, history: History) -> list[Finding] | Inconclusive:
+        """Read the spread of the signal at every input.
+
+        Args:
+            history: of a run.
+
+        Returns:
+            One finding a stream, its sites in the order of execution.
+        """
+        findings = []
+        judged = False
+        for stream in history.streams():
+            seen = spreads(history, stream)
+            collapsed = {
+                reading.site: reading
+                for reading in history.readings("collapsed-features")
+                if reading.site.stream == stream and reading.site.phase == "train" and math.isfinite(reading.value)
+            }
+            judged |= bool(seen) or bool(collapsed)
+            dead = dead_modules(history, stream, self.spread)
+            sites = [site for site in dict.fromkeys((*seen, *collapsed)) if site.module in dead]
+            if sites:
+                order = list(dead)
+                sites.sort(key=lambda site: order.index(site.module))
+                findings.append(self._finding(history, sites, dead, seen, collapsed))
+        if judged:
+            return findings
+        return Inconclusive(
+            self.name,
+            "neither channel statistics nor collapsed fractions were kept at any input; it needs one observed step with "
+            "8 samples",
+        )
+
+    def _finding(
+        self,
+        history: History,
+        sites: list[Site],
+        dead: dict[str, float],
+        seen: dict[Site, list[tuple[int, float]]],
+        collapsed: dict[Site, Reading],
+    ) -> Finding:
+        all_sites = dict.fromkeys((*seen, *collapsed))
+        known = [site for site in sites if math.isfinite(dead[site.module])]
+        evidence = [collapsed[site] for site in sites if site in collapsed]
+        strength = 1.0
+        if known:
+            least = min(known, key=lambda site: dead[site.module])
+            value = dead[least.module]
+            strength = self.spread / max(value, 1e-12)
+            steps = len(seen[least])
+            clearest = max(
+                seen, key=lambda site: dead.get(site.module, math.inf) if site in sites else _median(seen[site])
+            )
+            message = (
+                f"the samples cannot be told apart at the input of '{least.label}': they differ by {number(value)} of "
+                f"the signal's RMS (median of {plural(steps, 'observed step')}; {number(_median(seen[clearest]))} at "
+                f"'{clearest.label}'); so at {len(sites)} of {len(all_sites)} inputs seen, from '{sites[0].label}' on"
+            )
+            step = seen[least][-1][0]
+            evidence.insert(0, Reading("spread", least, step, value, Unit.RATIO, _values(history, least)))
+        else:
+            message = (
+                f"more than half of the features do not vary at {len(sites)} of {len(all_sites)} inputs seen: "
+                f"{names(sites)} (median over the observed steps; at '{sites[0].label}' "
+                f"{number(100 * collapsed[sites[0]].value)} % at step {collapsed[sites[0]].step}, "
+                f"n = {collapsed[sites[0]].n})"
+            )
+        return Finding(
+            self.name,
+            "critical" if len(sites) >= self.critical_sites else "warning",
+            tuple(sites),
+            message + "; no drift figure is to be believed there",
+            tuple(evidence),
+            self.treatments,
+            strength=strength,
+        )
+
+
+def _median(figures: list[tuple[int, float]]) -> float:
+    ordered = sorted(value for _, value in figures)
+    return ordered[len(ordered) // 2]
+
+
+def _values(history: History, site: Site) -> int:
+    """Values a channel at the last observed step."""
+    statistic = history.channels(site)[-1][1]
+    return int(max(getattr(statistic, "count", [0])))

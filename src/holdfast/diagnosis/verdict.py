@@ -1,0 +1,101 @@
+"""The verdict: one sentence on what holds a run back, and whether that is internal covariate shift."""
+
+from __future__ import annotations
+
+from holdfast.core.finding import SEVERITIES, Finding, Inconclusive
+from holdfast.core.protocols import History
+from holdfast.diagnosis.evidence import Series
+from holdfast.diagnosis.shifting_input import ShiftingInput
+from holdfast.diagnosis.wording import number, plural
+
+SHIFT = ("shifting-input", "drift-amplification")
+
+_SUBJECT = {
+    "nonfinite": "a loss or signal that is not finite",
+    "collapsed-signal": "a dead signal",
+    "saturated-units": "saturated units",
+    "dead-units": "dead units",
+    "vanishing-gradient": "a vanishing gradient",
+    "exploding-gradient": "an exploding gradient",
+    "update-ratio": "the size of the updates",
+    "unscaled-input": "the scale of the input",
+    "poor-init": "the initialisation",
+}
+
+
+def verdict_of(history: History, findings: tuple[Finding, ...], undecided: tuple[Inconclusive, ...]) -> str:
+    """Say in one sentence what holds the run back.
+
+    Args:
+        history: of the run.
+        findings: ranked.
+        undecided: rules that could not decide.
+
+    Returns:
+        One sentence, without a full stop at its end.
+    """
+    serious = [finding for finding in findings if SEVERITIES.index(finding.severity) >= 1]
+    why_not = {each.rule: each.reason for each in undecided}
+    if not serious:
+        return _quiet(history, findings, why_not)
+    top = serious[0]
+    if top.rule in SHIFT:
+        return _shift(top, serious)
+    # Several rules may tell one story: the causes are named together, the worst first.
+    causes = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
+    said = " with ".join([causes[0], _listed(causes[1:3])]) if len(causes) > 1 else causes[0]
+    verb = "is what holds this run back" if top.severity == "critical" else "is the first thing to mend"
+    return f"{said[0].upper()}{said[1:]} {verb}; {_about_shift(history, serious, why_not)}"
+
+
+def _shift(top: Finding, serious: list[Finding]) -> str:
+    size = "large here" if top.severity == "critical" else "notable here"
+    others = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
+    beside = f"; beside it: {_listed(others[:3])}" if others else ""
+    return f"Internal covariate shift is {size}: {top.message}{beside}"
+
+
+def _about_shift(history: History, serious: list[Finding], why_not: dict[str, str]) -> str:
+    fired = next((each for each in serious if each.rule in SHIFT), None)
+    if fired is not None:
+        return f"internal covariate shift comes after it ({fired.rule}, {fired.severity})"
+    if "shifting-input" in why_not:
+        return f"about internal covariate shift nothing can be said: {why_not['shifting-input']}"
+    return f"internal covariate shift is not ({_largest(history)})"
+
+
+def _quiet(history: History, findings: tuple[Finding, ...], why_not: dict[str, str]) -> str:
+    if "shifting-input" in why_not:
+        if not history.sites() and not history.steps:
+            return "inconclusive: nothing was observed; watch the run for at least 5 observed steps"
+        also = "; the rules that could decide found nothing" if any(rule not in why_not for rule in _SUBJECT) else ""
+        return f"inconclusive: {why_not['shifting-input']}{also}"
+    remarks = f"{plural(len(findings), 'remark')} but no warning" if findings else "no rule fired"
+    left = f" ({plural(len(why_not), 'rule')} undecided)" if why_not else ""
+    return (
+        f"No finding: {remarks}{left}, and internal covariate shift is not what holds this run back "
+        f"({_largest(history)})"
+    )
+
+
+def _largest(history: History) -> str:
+    """The largest believable drift per step, in words."""
+    rule = ShiftingInput()
+    near: list[Series] = []
+    for stream in history.streams():
+        near += [each for each in rule.drifts(history, stream)[0] if len(each.readings) >= rule.steps_needed]
+    if not near:
+        return "judged over 100 steps only"
+    largest = max(near, key=lambda each: each.median)
+    return (
+        f"largest drift {number(largest.median)} reference SD per step at '{largest.site.label}', median of "
+        f"{plural(len(largest.readings), 'observed step')}, n = {largest.samples}"
+    )
+
+
+def _subject(rule: str) -> str:
+    return _SUBJECT.get(rule, rule)
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(parts)
