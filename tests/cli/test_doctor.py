@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from holdfast.cli import doctor as module
+from holdfast.kernels import compiler
 
 
 def test_everything_is_named_and_json_is_valid(run: Callable[..., Result]) -> None:
@@ -63,6 +63,18 @@ def test_little_room_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert module.check_disk(tmp_path) == module.Check("disk", f"5.0 GiB free in {tmp_path}")
 
 
-def test_without_numba_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numba", None)
-    assert module.check_kernel(0.0).state in ("ok", "note")
+@pytest.mark.parametrize(
+    ("mode", "error", "says"),
+    [
+        ("reference", None, "HOLDFAST_KERNELS=reference asks for it"),
+        ("auto", "ImportError: no numba", "slower, the same figures (ImportError: no numba)"),
+        ("auto", None, "slower, the same figures (not compiled after 0 s)"),
+    ],
+)
+def test_a_kernel_that_is_not_ready_says_why(
+    monkeypatch: pytest.MonkeyPatch, mode: str, error: str | None, says: str
+) -> None:
+    monkeypatch.setattr(compiler, "wait", lambda timeout: False)
+    monkeypatch.setattr(compiler, "state", lambda: {"mode": mode, "error": error})
+    check = module.check_kernel(0.0)
+    assert (check.state, check.remark) == ("note", says)

@@ -74,12 +74,13 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         print(f"holdfast {version('holdfast')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Literal
 
 import typer
@@ -89,7 +90,16 @@ def check_kernel(timeout: float = 60.0) -> Check:
     Returns:
         Ready, or why not; Holdfast then works through plain PyTorch.
     """
-    return Check("kernel", "")
+    from holdfast.kernels.compiler import state, wait
+
+    started = perf_counter()
+    if wait(timeout):
+        return Check("kernel", f"compiled for this machine in {perf_counter() - started:.1f} s")
+    found = state()
+    if found["mode"] == "reference":
+        return Check("kernel", "plain PyTorch", "note", "HOLDFAST_KERNELS=reference asks for it")
+    why = found["error"] or f"not compiled after {timeout:g} s"
+    return Check("kernel", "plain PyTorch", "note", f"slower, the same figures ({why})")
 
 
 def check_sqlite() -> Check:
