@@ -43,6 +43,7 @@ class Flow(Passage):
         self._by_storage: dict[int, dict[int, None]] = {}
         self._seen: set[Any] = set()
         self._leaf: nn.Module | None = None  # the one that runs now
+        self._given: dict[int, int] = {}  # the versions of its inputs
 
     # modules
 
@@ -60,6 +61,7 @@ class Flow(Passage):
         if self._leaf is not None or module not in self._leaves:
             return
         self._leaf = module
+        self._given = {id(tensor): tensor._version for tensor in tensors_in(inputs)}
         if path not in self._seen:
             self._seen.add(path)
             self.order.append(path)
@@ -76,12 +78,9 @@ class Flow(Passage):
         self._leaf = None
         if passes_through(module):
             return
-        versions = {
-            id(each): self._origins[id(each)].version for each in tensors_in(inputs) if id(each) in self._origins
-        }
         for tensor in tensors_in(output):
             # What was handed on as it is keeps its origin: the shortcut beside it is not the leaf's output.
-            if versions.get(id(tensor)) != tensor._version:
+            if self._given.get(id(tensor)) != tensor._version:
                 self._set(tensor, frozenset({path}), path)
 
     # operations
@@ -148,7 +147,7 @@ class Flow(Passage):
         return frozenset(found)
 
     def _set(self, tensor: Tensor, sources: frozenset[str], producer: str | None) -> None:
-        self._origins[id(tensor)] = _Origin(tensor, sources, producer, tensor._version)
+        self._origins[id(tensor)] = _Origin(tensor, sources, producer)
         self._by_storage.setdefault(_storage(tensor), {})[id(tensor)] = None
 
 
@@ -156,7 +155,6 @@ class _Origin(NamedTuple):
     tensor: Tensor  # kept alive
     sources: frozenset[str]
     producer: str | None  # the leaf whose output it is, perhaps in another shape
-    version: int
 
 
 def _storage(tensor: Tensor) -> int:
