@@ -17,7 +17,7 @@ When it is wrong:
 Example:
     >>> own = Reading("gradient-norm", Site("fc2", "grad_output"), 3, 2.0, "L2 norm", 64)
     >>> source = Reading("gradient-norm", Site("fc1", "grad_output"), 3, 1.0, "L2 norm", 64)
-    >>> reading = backward_gain(own, source)
+    >>> reading = backward_gain(source, own)
     >>> reading.value, str(reading.site)
     (0.5, 'net/fc2:grad_output#0@train')
 
@@ -38,13 +38,13 @@ QUANTITY = Quantity("backward-gain", "backward gain", Unit.RATIO, "nearer one is
 
 
 def backward_gain(
-    own: Reading, source: Reading, *, site: Site | None = None, step: int | None = None
+    source: Reading, own: Reading, *, site: Site | None = None, step: int | None = None
 ) -> Reading | None:
     """Gradient norm at a layer's source over that at its own output.
 
     Args:
+        source: gradient norm at the output of what feeds the layer, ‖∂L/∂h_{l−1}‖: where its backward ends.
         own: gradient norm at the layer's own output, ‖∂L/∂h_l‖: where its backward begins.
-        source: gradient norm at the output of what feeds it, ‖∂L/∂h_{l−1}‖: where its backward ends.
         site: where; `None` takes `own`'s.
         step: the step; `None` takes `own`'s.
 

@@ -3,17 +3,17 @@
     share = D_par² / (D_par² + D_samp²)
 
 What it sees:
-    Parameter-drift squared over the sum of parameter-drift squared and sampling-drift squared, both at one site over
-    the same lag. Near 1, what a naive monitor plots is real internal covariate shift; near 0, it is the batch.
+    Parameter-drift squared over the sum of parameter-drift squared and sampling-drift squared, both at one site.
+    The lag is the parameter drift's; sampling drift has none (it is of unchanged parameters). Near 1, what a naive
+    monitor plots over that lag is real internal covariate shift; near 0, it is the batch.
 
 Why it matters:
     A layer sees both. Where the share is small, lowering the learning rate or adding a normaliser against "shift"
     treats what a larger batch would remove.
 
 When it is wrong:
-    It depends on the batch size (sampling drift shrinks as 1/√batch) and on the lag: quote both. The two readings
-    must have the same lag. The interval takes the two as independent, and is too wide rather than too narrow where
-    they are not.
+    It depends on the batch size (sampling drift shrinks as 1/√batch) and on the lag: quote both. The interval takes
+    the two readings as independent, and is too wide rather than too narrow where they are not.
 
 Example:
     >>> site = Site("fc", "input")
@@ -49,7 +49,7 @@ def parameter_share(
 
     Args:
         parameter: parameter drift of a site.
-        sampling: sampling drift of the same site over the same lag.
+        sampling: sampling drift of the same site.
         site: where; `None` takes it from `sampling`.
         step: the step; `None` takes it from `parameter`.
         lag: optimiser steps between the two states; `None` takes it from `parameter`.

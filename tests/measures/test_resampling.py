@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from holdfast.measures.resampling import GROUPS, REPLICATES, contrasts, floor_of, group_sizes, group_sums, signs
+from holdfast.measures.student import student_975
+
+
+def test_floor_keeps_the_level_exactly():
+    """Of 200 exchangeable values, ranked any way, exactly 10 lie above the floor that the 199 others give."""
+    values = np.random.default_rng(0).normal(size=200)
+    above = sum(values[k] > floor_of(np.delete(values, k)) for k in range(200))
+    assert above == 10
+    assert floor_of(np.arange(18.0)) == math.inf
+    assert floor_of(np.arange(19.0)) == pytest.approx(18.0)
+
+
+def test_a_tie_is_no_exceedance():
+    assert not 0.1 + 0.2 > floor_of(np.full(199, 0.3))
+
+
+def test_contrasts_are_differences_of_means():
+    rows = contrasts(3, 5, -1 / 3, 1 / 5, 0)
+    assert rows.shape == (REPLICATES + 1, 8)
+    assert rows[0].tolist() == [-1 / 3] * 3 + [1 / 5] * 5
+    assert np.abs(rows.sum(1)).max() < 1e-12
+    assert ((rows < 0).sum(1) == 3).all()
+    assert len(np.unique(rows, axis=0)) > 50  # of the 56 arrangements
+
+
+def test_signs_differ_by_seed_and_are_read_only():
+    assert set(np.unique(signs(9, 0))) == {-1.0, 1.0}
+    assert (signs(9, 0) != signs(9, 1)).any()
+    with pytest.raises(ValueError, match="read-only"):
+        signs(9, 0)[0, 0] = 3.0
+
+
+@pytest.mark.parametrize("n", [1, 2, GROUPS, GROUPS + 1, 1000])
+def test_groups(n):
+    sizes = group_sizes(n)
+    assert sizes.sum() == n
+    assert len(sizes) == min(n, GROUPS)
+    assert sizes.max() - sizes.min() <= 1
+    rows = np.random.default_rng(0).normal(size=(n, 3))
+    naive = [part.sum(0) for part in np.split(rows, np.cumsum(sizes)[:-1])]
+    assert np.allclose(group_sums(rows, sizes), naive)
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 4, 5, 10, 15, 63, 200, 999, 1000, 1001, 50_000])
+def test_students_t(dof):
+    stats = pytest.importorskip("scipy.stats")
+    assert student_975(dof) == pytest.approx(stats.t.ppf(0.975, dof), rel=2e-6)
