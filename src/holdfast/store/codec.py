@@ -49,11 +49,16 @@ def encode(steps: Steps, stack: Stack) -> list[bytes]:
     """
     types = _narrowest(stack)
     prefix = _HEAD.pack(_FORMAT, stack.shape[1], stack.shape[2])
-    when = _planes(steps.astype("<i8"))
-    return [
-        prefix + zlib.compress(b"".join((row.tobytes(), when, *_columns(rows, row))), 1)
-        for rows, row in zip(stack, types, strict=True)
-    ]
+    when = _planes(steps.astype("<i8")[None])[0].tobytes()
+    alike: dict[bytes, list[int]] = {}
+    for index, row in enumerate(types):
+        alike.setdefault(row.tobytes(), []).append(index)
+    chunks = [b""] * len(stack)
+    for code, members in alike.items():
+        planes = _columns(stack[members], types[members[0]])
+        for index, body in zip(members, planes, strict=True):
+            chunks[index] = prefix + zlib.compress(code + when + body.tobytes(), 1)
+    return chunks
 
 
 def decode(chunk: bytes) -> tuple[Steps, Rows]:
@@ -144,15 +149,19 @@ def _narrowest(stack: Stack) -> NDArray[np.uint8]:
     return types
 
 
-def _columns(rows: Rows, types: NDArray[np.uint8]) -> list[bytes]:
-    across = rows.T
-    return [_planes(across[types == code].astype(_TYPES[code])) for code in np.flatnonzero(np.bincount(types))]
+def _columns(stack: Stack, types: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`(series, bytes)`: columns of the same type together, in the order of the types."""
+    across = stack.transpose(0, 2, 1)
+    return np.concatenate(
+        [_planes(across[:, types == code].astype(_TYPES[code])) for code in np.flatnonzero(np.bincount(types))],
+        axis=1,
+    )
 
 
-def _planes(figures: NDArray[np.generic]) -> bytes:
-    if figures.itemsize == 1:
-        return figures.tobytes()
-    return figures.reshape(-1).view(np.uint8).reshape(-1, figures.itemsize).T.tobytes()
+def _planes(figures: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """`(series, bytes)` of `(series, ...)` figures, bytes of equal significance together."""
+    planes = figures.reshape(len(figures), -1, 1).view(np.uint8)
+    return np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(len(figures), -1)
 
 
 def _unplaned(data: memoryview, kind: np.dtype[np.generic], count: int) -> NDArray[np.generic]:

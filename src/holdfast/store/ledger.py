@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.event import Event
-from holdfast.core.reading import Table
+from holdfast.core.reading import Reading, Table
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.store import codec
 from holdfast.store.folder import RunFile
 from holdfast.store.rollup import LEVELS, bucket_end
-from holdfast.store.rows import flat, reading_row, summary_row
+from holdfast.store.rows import READING, flat, reading_rows, summary_row
 from holdfast.store.schema import Kind, create
 from holdfast.store.sealing import Chunk, Ladder, Layout, TailRow, raw_groups
 
@@ -112,6 +112,7 @@ class Ledger:
         self._series: dict[tuple[Kind, str, str, Site | None, str, int | None], int] = {}
         self._kinds: dict[int, Kind] = {}
         self._unsaved: list[tuple[int, int, Kind, str, str, str, int | None]] = []  # series not yet in the file
+        self._by_identity: dict[_Quick, tuple[Site, str, int]] = {}
         self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...]], Layout] = {}
         self._next_row = 1
 
@@ -130,35 +131,61 @@ class Ledger:
         series: list[int] = []
         widths: list[int] = []
         figures: list[float] = []
-
-        def put(key: int, row: Iterable[float]) -> None:
-            before = len(figures)
-            figures.extend(row)
-            series.append(key)
-            widths.append(len(figures) - before)
-
         for name, value in record.values.items():
-            put(self._key("value", record.stream, name, None), (float(value),))
+            series.append(self._key("value", record.stream, name))
+            widths.append(1)
+            figures.append(float(value))
         for site, summary in record.summaries.items():
-            put(self._key("summary", record.stream, "", site), summary_row(summary))
-        wide = [(self._key("channels", record.stream, "", site), each) for site, each in record.channels.items()]
-        for reading in record.readings:
-            key = self._key(
-                "reading", record.stream, reading.measure, reading.site, str(reading.unit), reading.lag_decade
-            )
-            put(key, reading_row(reading))
-        vectors = [flat(figures), *(each.pack() for _, each in wide)]
+            row = summary_row(summary)
+            series.append(self._place("summary", record.stream, site))
+            widths.append(len(row))
+            figures += row
+        wide = [(self._place("channels", record.stream, site), each.pack()) for site, each in record.channels.items()]
+        series += self._readings(record.stream, record.readings)
+        widths += [len(READING)] * len(record.readings)
         series += [key for key, _ in wide]
-        widths += [len(vector) for vector in vectors[1:]]
-        row = TailRow(self._next_row, stream.id, record.step, self._layout(series, widths), np.concatenate(vectors))
+        widths += [len(each) for _, each in wide]
+        parts = [flat(figures), *(each for _, each in wide)]
+        if record.readings:
+            parts.insert(1, reading_rows(record.readings).ravel())
+        vector = np.concatenate(parts)
+        tail = TailRow(self._next_row, stream.id, record.step, self._layout(series, widths), vector)
         self._next_row += 1
-        return Entry(row, _pinned(record, after=_raw_from(stream)), tuple(record.events), tuple(record.tables))
+        return Entry(tail, _pinned(record, after=_raw_from(stream)), tuple(record.events), tuple(record.tables))
 
     def _stream(self, name: str) -> _Stream:
         return self._streams.setdefault(name, _Stream(len(self._streams) + 1))
 
+    # Sites are the same objects at each step, and slow to hash: a hundred sites with four readings each are looked up
+    # by identity first. What is found holds the site, so that its address cannot become another's.
+
+    def _place(self, kind: Kind, stream: str, site: Site) -> int:
+        quick = (kind, stream, id(site), None)
+        found = self._by_identity.get(quick)
+        return found[2] if found else self._remember(quick, site, "", self._key(kind, stream, "", site))
+
+    def _readings(self, stream: str, readings: Sequence[Reading]) -> list[int]:
+        known = self._by_identity.get
+        keys = []
+        for reading in readings:
+            quick = (reading.measure, stream, id(reading.site), reading.lag)
+            found = known(quick)
+            if found is None or (found[1] is not reading.unit and found[1] != reading.unit):
+                decade, unit = reading.lag_decade, str(reading.unit)
+                key = self._key("reading", stream, reading.measure, reading.site, unit, decade)
+                keys.append(self._remember(quick, reading.site, reading.unit, key))
+            else:
+                keys.append(found[2])
+        return keys
+
+    def _remember(self, quick: _Quick, site: Site, unit: str, key: int) -> int:
+        if len(self._by_identity) >= 50_000:  # a monitor that makes its sites anew at each step
+            self._by_identity.clear()
+        self._by_identity[quick] = (site, unit, key)
+        return key
+
     def _key(
-        self, kind: Kind, stream: str, name: str, site: Site | None, unit: str = "", decade: int | None = None
+        self, kind: Kind, stream: str, name: str, site: Site | None = None, unit: str = "", decade: int | None = None
     ) -> int:
         key = (kind, stream, name, site, unit, decade)
         found = self._series.get(key)
@@ -312,6 +339,7 @@ class Ledger:
         """Leave one plain file, without a log beside it where nobody else has it open."""
         try:
             self.connection.execute("PRAGMA busy_timeout=200")
+            self.connection.executescript("PRAGMA incremental_vacuum")  # the room of the sealed tail
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             # Readable from then on where nothing can be written: a log needs a shared-memory file beside it.
             self.connection.execute("PRAGMA journal_mode=DELETE")
@@ -321,6 +349,7 @@ class Ledger:
             self.connection.close()
 
 
+_Quick = tuple[str, str, int, int | None]
 _Execute = Callable[[str, Iterable[Any]], object]
 
 

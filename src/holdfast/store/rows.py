@@ -6,7 +6,8 @@ summaries into rows at each step, and a series of 100,000 steps into 10,000 summ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,23 +99,29 @@ def channels(rows: Rows) -> Iterator[ChannelMoments]:
     yield from map(ChannelMoments.unpack, rows)
 
 
-def reading_row(reading: Reading) -> tuple[float, ...]:
-    """The figures of a reading, in the order of `READING`.
+def reading_rows(found: Sequence[Reading]) -> Rows:
+    """The figures of readings, in the order of `READING`.
 
     Args:
-        reading: any.
+        found: any.
 
     Returns:
-        Its figures; what it does not have is 0 and unset in `has`.
+        `(readings, len(READING))`; what one does not have is 0 and unset in `has`.
     """
-    has, low, high, floor, lag = 0, 0.0, 0.0, 0.0, 0
-    if reading.interval is not None:
-        has, (low, high) = _INTERVAL, reading.interval
-    if reading.noise_floor is not None:
-        has, floor = has | _FLOOR, reading.noise_floor
-    if reading.lag is not None:
-        has, lag = has | _LAG, reading.lag
-    return (reading.value, low, high, floor, reading.n, lag, has)
+    rows = np.empty((len(found), len(READING)))
+    rows[:, 0] = [each.value for each in found]
+    intervals = [each.interval for each in found]
+    rows[:, 1:3] = [interval or (0.0, 0.0) for interval in intervals]
+    floors = [each.noise_floor for each in found]
+    rows[:, 3] = [floor or 0.0 for floor in floors]
+    rows[:, 4] = [each.n for each in found]
+    lags = [each.lag for each in found]
+    rows[:, 5] = [lag or 0 for lag in lags]
+    rows[:, 6] = [
+        _INTERVAL * (interval is not None) + _FLOOR * (floor is not None) + _LAG * (lag is not None)
+        for interval, floor, lag in zip(intervals, floors, lags, strict=True)
+    ]
+    return rows
 
 
 def readings(measure: str, site: Site, unit: str, steps: Steps, rows: Rows) -> Iterator[Reading]:
@@ -170,4 +177,5 @@ def flat(figures: list[float]) -> NDArray[np.float64]:
     Returns:
         As float64.
     """
-    return np.array(figures, np.float64)
+    # half the time of np.array, which looks at each number's type first
+    return np.frombuffer(struct.pack(f"<{len(figures)}d", *figures), "<f8").astype(np.float64, copy=False)

@@ -95,6 +95,12 @@ def regrouped(groups: Iterable[Group]) -> list[Group]:
     Returns:
         Groups in which each series (of one width) occurs once.
     """
+    groups = list(groups)
+    alike: dict[tuple[tuple[int, ...], int], list[Group]] = {}
+    for group in groups:
+        alike.setdefault((group.series, group.stack.shape[2]), []).append(group)
+    if len({key for series, _ in alike for key in series}) == sum(len(series) for series, _ in alike):
+        return [_joined(each) for each in alike.values()]
     pieces: Pieces = {}
     kinds: dict[int, Kind] = {}
     for group in groups:
@@ -102,6 +108,15 @@ def regrouped(groups: Iterable[Group]) -> list[Group]:
             kinds[series] = group.kind
             pieces.setdefault((series, rows.shape[1]), []).append((group.steps, rows))
     return _grouped(pieces, kinds)
+
+
+def _joined(groups: list[Group]) -> Group:
+    if len(groups) == 1:
+        return groups[0]
+    steps = np.concatenate([group.steps for group in groups])
+    order = np.argsort(steps, kind="stable")
+    stack = np.concatenate([group.stack for group in groups], axis=1)
+    return Group(groups[0].kind, groups[0].series, steps[order], stack[:, order])
 
 
 def _grouped(pieces: Pieces, kinds: Mapping[int, Kind]) -> list[Group]:
