@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from holdfast.kernels.bins import BINS, CELL_BITS, POSITIVE_EDGES
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-# Without leave to confuse −0 and 0, so that adding 0 makes −0 a zero like the other.
-_SIGNED_ZERO: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 
 # Rows of the per-channel sums, all relative to the pivot; ROW_ is of one sample only.
@@ -147,21 +144,28 @@ def _extremes(at, n):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _add_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def]
-    """Merge finite values into the totals: mean and distances from it within the tile, then Pébay's update."""
+def _add_totals(at, n, work_at, pivot, threshold, totals):  # type: ignore[no-untyped-def]
+    """Merge finite values into the totals: mean and distances from it within the tile, then Pébay's update.
+
+    Until the end `totals` holds the mean less the pivot: differences of tiles' means keep all their digits.
+    """
     values = carray(_float64_at(at), (n,))
+    # Kept between the loops: the compiler would else subtract pivot + centre, rounded to the pivot's last place.
+    distance = carray(_float64_at(work_at), (n,))
     total = 0.0
     zeros = 0
     beyond = 0
     for i in range(n):
-        total += values[i] - pivot
+        distance[i] = values[i] - pivot
+        total += distance[i]
+    for i in range(n):
         zeros += values[i] == 0.0
         beyond += abs(values[i]) > threshold
     low, high = _extremes(at, n)
     centre = total / n
     m2 = m3 = m4 = 0.0
     for i in range(n):
-        d = (values[i] - pivot) - centre
+        d = distance[i] - centre
         square = d * d
         m2 += square
         m3 += square * d
@@ -170,7 +174,7 @@ def _add_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def
     before = totals[0]
     count = before + n
     alpha, beta = n / count, before / count
-    delta = (pivot + centre) - totals[1] if before else 0.0
+    delta = centre - totals[1] if before else 0.0
     square = delta * delta
     between = before * alpha
     totals[4] += (
@@ -181,7 +185,7 @@ def _add_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def
     )
     totals[3] += m3 + between * (beta - alpha) * square * delta + 3.0 * delta * (beta * m2 - alpha * totals[2])
     totals[2] += m2 + between * square
-    totals[1] = totals[1] + alpha * delta if before else pivot + centre
+    totals[1] = totals[1] + alpha * delta if before else centre
     totals[0] = count
     totals[5] = min(totals[5], low)
     totals[6] = max(totals[6], high)
@@ -189,7 +193,7 @@ def _add_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def
     totals[11] += beyond
 
 
-@njit(**_SIGNED_ZERO)
+@njit(**OPTIONS)
 def _add_bins(at, n, inverse_scale, work_at, lanes_at):  # type: ignore[no-untyped-def]
     """Count finite values by cell, in four lanes of counts, so that equal neighbours do not wait for each other."""
     values = carray(_float64_at(at), (n,))
@@ -197,10 +201,12 @@ def _add_bins(at, n, inverse_scale, work_at, lanes_at):  # type: ignore[no-untyp
     cells = carray(_int64_at(work_at), (n,))
     lanes = carray(_uint32_at(lanes_at), (4 * 2 * CELLS,))
     for i in range(n):
-        work[i] = values[i] * inverse_scale + 0.0
+        work[i] = values[i] * inverse_scale
     for i in range(n):
         cell = min(max((cells[i] >> _CELL_SHIFT) & _CELL_MASK, _FIRST_CELL), _LAST_CELL) - _FIRST_CELL
-        cells[i] = cell + CELLS * ((cells[i] >> 63) & 1)
+        # −0 is a zero like the other; asked of the bits, since `OPTIONS` allow the compiler to confuse the two.
+        below = 1 if cells[i] < 0 and cells[i] << 1 != 0 else 0
+        cells[i] = cell + CELLS * below
     for i in range(n):
         lanes[np.uint64((i & 3) * 2 * CELLS + cells[i])] += np.uint32(1)
 
@@ -444,7 +450,7 @@ def _summarise(  # type: ignore[no-untyped-def]
                 _keep_finite(tile_at, n, clean_at, totals)
                 kept_at = clean_at
             if kept:
-                _add_totals(kept_at, kept, pivot, threshold, totals)
+                _add_totals(kept_at, kept, work_at, pivot, threshold, totals)
                 _add_bins(kept_at, kept, inverse_scale, work_at, lanes_at)
             if along_channels:
                 _add_channel_rows(tile_at, held, width, s, m, minor, start, wide, kept == n, sums, sums_at, features_at)
@@ -453,6 +459,7 @@ def _summarise(  # type: ignore[no-untyped-def]
                 _add_position_rows(
                     tile_at, held, width, s, m, minor, start == 0, ends, kept == n, sums, room[-2:], features
                 )
+    totals[1] += pivot
     _finish(shape[0] * shape[2], lanes, sums, channels, bins)
 
 

@@ -125,10 +125,10 @@ def _bins(part: Float64[Tensor, "s c p"], finite: Tensor, exponent: int) -> Int6
     half = BINS // 2
     scale = 2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent))
     edges = torch.tensor(POSITIVE_EDGES[:-1], device=part.device)
-    scaled = part * scale
+    scaled = (part * scale).flatten()  # searching is slow, and warns, over anything that is not contiguous
     index = torch.bucketize(scaled.abs(), edges, right=True)
     index = torch.where(scaled < 0, half - 1 - index, half + index)
-    index = torch.where(finite, index, BINS).flatten()
+    index = torch.where(finite.flatten(), index, BINS)
     counts = torch.zeros(BINS + 1, dtype=torch.int64, device=part.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))[:BINS]
 
