@@ -24,8 +24,9 @@ def train_some(model, steps=2):
 
 @pytest.mark.parametrize("mode", ["as it was", "train", "eval"])
 @pytest.mark.parametrize("fail", [False, True])
-def test_everything_is_bit_identical_afterwards(hard, everything, mode, fail):
-    train_some(hard)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_everything_is_bit_identical_afterwards(hard, everything, mode, fail, steps):
+    train_some(hard, steps)
     call = record_call((torch.randn(16, 6),), {})
     hard.fail = fail
     python, numpy = random.getstate(), np.random.get_state()[1].tolist()
@@ -218,13 +219,16 @@ def test_autocast_is_replayed_without_stale_weights():
         assert torch.get_autocast_dtype("cpu") is torch.float16
 
 
-def test_inner_layers_of_a_transformer_run_in_eval_mode_too():
+def test_inner_layers_of_a_transformer_run_in_eval_mode_too(monkeypatch):
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    seen, hooks = [], HookSet()
-    hooks.post(net.linear1, lambda *_: seen.append(1))
-    with hooks:
-        replay(net, record_call((torch.randn(2, 3, 8),), {}))
-    assert seen == [1]
+    x, fused = torch.randn(2, 3, 8), []
+    kernel = torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: fused.append(1) or kernel(*args))
+    with torch.no_grad():
+        expected = net(x)
+    assert fused == [1]
+    assert torch.allclose(replay(net, record_call((x,), {})), expected, atol=1e-6)
+    assert fused == [1]
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -305,3 +309,33 @@ def test_recurrent_and_functional_dropout_are_replayed():
     output = net(x)
     assert torch.allclose(replay(net, call), output, atol=1e-6)
     assert torch.equal(replay(net, call) == 0, output == 0)
+
+
+def test_generators_of_the_modules_own_are_put_back():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.torch, self.python = torch.Generator(), random.Random(1)
+            self.numpy, self.legacy = np.random.default_rng(1), np.random.RandomState(1)
+
+        def forward(self, x):
+            noise = self.python.random() + self.numpy.random() + self.legacy.normal()
+            return x + noise + torch.rand(1, generator=self.torch)
+
+    net, x = Noisy(), torch.zeros(1)
+    first = replay(net, record_call((x,), {}))
+    assert torch.equal(replay(net, record_call((x,), {})), first)
+    assert torch.equal(net(x), first)
+    assert not torch.equal(net(x), first)
+
+
+def test_a_cheap_call_repeats_torch_only():
+    class Both(nn.Module):
+        def forward(self, x):
+            return x + torch.rand(1), random.random()
+
+    net = Both()
+    call = record_call((torch.zeros(1),), {}, python=False, numpy=False)
+    (first, other), (again, another) = net(call.args[0]), replay(net, call)
+    assert torch.equal(first, again)
+    assert other != another

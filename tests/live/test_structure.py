@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -193,13 +194,27 @@ def test_extraction_leaves_no_trace(hard, everything):
 def test_compiled_and_distributed_models_are_looked_into():
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     expected = seen(net, torch.ones(1, 2))
-    assert seen(torch.compile(net, backend="eager"), torch.ones(1, 2)) == expected
     assert seen(nn.DataParallel(net), torch.ones(1, 2)) == expected
+    compiled = seen(torch.compile(net, backend="eager"), torch.ones(1, 2))
+    assert compiled.not_seen == (
+        "what flows inside code that torch.compile made, while it trains; only replays see it: (model)",
+    )
+    assert replace(compiled, not_seen=()) == expected
+
+
+def test_compiled_regions_are_named():
+    net = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.compile(nn.Linear(2, 2), backend="eager")
+    )
+    net[1].compile(backend="eager")
+    structure = seen(net, torch.ones(1, 2))
+    assert structure.not_seen == (
+        "what flows inside code that torch.compile made, while it trains; only replays see it: 1, 2",
+    )
+    assert structure.edges == (("", "0"), ("0", "1.0"), ("1.0", "1.1"), ("1.1", "2._orig_mod"))
 
 
 def test_custom_leaves_dataclasses_functions_and_identity_leaves():
-    from dataclasses import dataclass
-
     @dataclass
     class Output:
         hidden: torch.Tensor

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random as python_random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ class RandomState:
     """The state of the global random generators at one moment.
 
     Torch's CPU generator always (1 µs), its CUDA generators where CUDA is in use, Python's `random` (10 µs) and NumPy's
-    legacy global generator (60 µs) where asked for. Generators that the user made (`torch.Generator`,
-    `np.random.default_rng`) are not known and not kept.
+    legacy global generator (60 µs) where asked for. Generators that somebody made for himself (`torch.Generator`,
+    `np.random.default_rng`) are not among them.
 
     Args:
         torch_cpu: state of torch's CPU generator.
@@ -89,3 +90,33 @@ def preserved_random_state() -> Iterator[RandomState]:
         yield state
     finally:
         state.restore()
+
+
+def generator_restorer(value: object) -> Callable[[], None] | None:
+    """What puts a generator that somebody made for himself back to where it stands now.
+
+    Args:
+        value: anything, such as an attribute of a module.
+
+    Returns:
+        A function without arguments; `None` when the value is no generator of torch, Python or NumPy.
+
+    Example:
+        >>> mine = torch.Generator()
+        >>> restore = generator_restorer(mine)
+        >>> first = torch.rand(1, generator=mine)
+        >>> restore()
+        >>> first == torch.rand(1, generator=mine)
+        tensor([True])
+    """
+    if isinstance(value, torch.Generator):
+        # set_state returns the generator
+        return partial(value.set_state, value.get_state())  # type: ignore[return-value]
+    if isinstance(value, python_random.Random):
+        return partial(value.setstate, value.getstate())
+    module = sys.modules.get("numpy.random")
+    if module is not None and isinstance(value, module.RandomState):
+        return partial(value.set_state, value.get_state())
+    if module is not None and isinstance(value, module.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
 from holdfast.core.errors import InputError, WatchError
 from holdfast.live.inner import inner_model
-from holdfast.live.random_state import RandomState, preserved_random_state
+from holdfast.live.random_state import RandomState, generator_restorer, preserved_random_state
 
 Mode = Literal["as it was", "train", "eval"]
 
@@ -70,18 +71,21 @@ class Call:
         return self.versions == _versions(self.args, self.kwargs)
 
 
-def record_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+def record_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, python: bool = True, numpy: bool = True) -> Call:
     """Keep what a forward pass is about to be given; meant for a pre-hook of the whole model.
 
     Args:
         args: the positional arguments.
         kwargs: the keyword arguments.
+        python: keep the state of Python's `random` too (10 µs).
+        numpy: keep the state of NumPy's global generator too, where NumPy's is in use (60 µs).
 
     Returns:
-        The call, with references to the arguments and with the present random and autocast state. Costs 100 µs,
-        most of it for NumPy's generator, where NumPy's is in use.
+        The call, with references to the arguments and with the present random and autocast state. Without `python` and
+        `numpy` it costs a few microseconds, and a replay draws from those two where they stand then.
     """
-    return Call(args, dict(kwargs), RandomState.capture(), Autocast.capture(), _versions(args, kwargs))
+    random = RandomState.capture(python=python, numpy=numpy)
+    return Call(args, dict(kwargs), random, Autocast.capture(), _versions(args, kwargs))
 
 
 def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bool = True) -> Any:
@@ -198,14 +202,17 @@ _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 
 
 class _Kept:
-    """The attributes of one module, and the contents of the plain containers among them, one level deep."""
+    """The attributes of one module, the contents of the plain containers among them, the state of generators."""
 
-    __slots__ = ("attributes", "contents", "module")
+    __slots__ = ("attributes", "contents", "generators", "module")
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = {name: value for name, value in module.__dict__.items() if name not in _HOOKS}
         self.contents = [(value, value.copy()) for value in self.attributes.values() if type(value) in _CONTAINERS]
+        self.generators = [
+            restore for value in self.attributes.values() if (restore := generator_restorer(value)) is not None
+        ]
 
     def restore(self) -> None:
         present = self.module.__dict__
@@ -214,9 +221,11 @@ class _Kept:
                 del present[name]
         present.update(self.attributes)
         for value, content in self.contents:
-            if not _same(value, content):
+            if (value or content) and not _same(value, content):
                 value.clear()
                 (value.extend if isinstance(value, list | deque) else value.update)(content)
+        for restore in self.generators:
+            restore()
 
 
 def _same(value: Any, content: Any) -> bool:
@@ -338,4 +347,7 @@ def _plain_execution() -> Iterator[None]:
             parametrize._cache_enabled = 0
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
+        # A reentrant checkpoint warns that there will be no gradient: there should be none here.
+        stack.callback(setattr, checkpoint, "check_backward_validity", checkpoint.check_backward_validity)
+        checkpoint.check_backward_validity = lambda inputs: None
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -9,6 +10,31 @@ from torch import nn
 from holdfast.live.flow import Flow
 from holdfast.live.leaves import OPAQUE
 from holdfast.live.operations import ACTIVATIONS, FUSED, LAYERS, NORMALISERS
+
+
+def compiled_regions(model: nn.Module) -> list[str]:
+    """One sentence when parts of a model are compiled: hooks do not run inside compiled code.
+
+    Args:
+        model: as the user has it, not unwrapped.
+
+    Returns:
+        No sentence, or one.
+    """
+    wrapped = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    regions = [
+        path.removesuffix("._orig_mod").removesuffix("_orig_mod")
+        for path, module in model.named_modules()
+        if isinstance(module, wrapped) or module._compiled_call_impl is not None
+    ]
+    outermost = [path for path in regions if not any(_inside(path, other) for other in regions)]
+    if not outermost:
+        return []
+    return [f"what flows inside code that torch.compile made, while it trains; only replays see it: {_list(outermost)}"]
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path != outer and (outer == "" or path.startswith(f"{outer}."))
 
 
 def unseen(model: nn.Module, flow: Flow) -> list[str]:
