@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,8 +128,8 @@ class InsertNorm:
         order = leaves(model, self.batch)
         norms: dict[int, Norm] = {}
         diff, source = [], []
-        for path, module in named(model, sites) if sites else _default(order):
-            norm = self._norm(model, order, path, module)
+        for path, module in _named_in_order(model, order, sites) if sites else _default(order):
+            norm = self._norm(model, order, path, module, norms)
             if isinstance(norm, str):
                 diff.append(f"  {path or 'the model'}: left as it is: {norm}")
                 continue
@@ -155,15 +155,17 @@ class InsertNorm:
 
         return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
 
-    def _norm(self, model: nn.Module, order: Sequence[Leaf], path: str, module: nn.Module) -> Norm | str:
+    def _norm(
+        self, model: nn.Module, order: Sequence[Leaf], path: str, module: nn.Module, planned: Container[int]
+    ) -> Norm | str:
         """The norm for one layer, or the reason why there is none."""
         if type(module) not in WEIGHTED and type(module) not in ACTIVATIONS:
             return f"{type(module).__name__} is not a layer that this treatment knows"
         if not path:
             return "it is the model itself: wrap it in nn.Sequential first"
-        before = norm_before(order, module)
+        before = norm_before(order, module, planned)
         if before is not None:
-            return f"{before.path} normalises its input already"
+            return f"a normaliser {'in front of' if id(before.module) in planned else 'at'} {before.path} serves it"
         try:
             check_place(model, module, path)
         except SurgeryError as error:
@@ -187,6 +189,11 @@ class InsertNorm:
 
 def _wrapped(norm: Norm, module: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(norm=norm.make(), layer=module))
+
+
+def _named_in_order(model: nn.Module, order: Sequence[Leaf], sites: Sequence[Site]) -> list[tuple[str, nn.Module]]:
+    places = {id(leaf.module): place for place, leaf in enumerate(order)}
+    return sorted(named(model, sites), key=lambda each: places.get(id(each[1]), len(places)))
 
 
 def _default(order: Sequence[Leaf]) -> list[tuple[str, nn.Module]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,12 @@ def leaves(model: nn.Module, batch: Batch | None = None) -> list[Leaf]:
         >>> [leaf.path for leaf in leaves(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
         ['0', '1']
     """
-    found = [Leaf(path, module) for path, module in model.named_modules() if not module._modules]
+    # A parametrised layer counts as one, with the modules that compute its weight inside.
+    found = [
+        Leaf(path, module)
+        for path, module in model.named_modules()
+        if "parametrizations" not in path.split(".") and not set(module._modules) - {"parametrizations"}
+    ]
     if batch is None:
         return found
     shapes: dict[int, list[tuple[int, ...] | None]] = {}
@@ -122,10 +127,19 @@ def weighted_before(order: Sequence[Leaf], module: nn.Module) -> Leaf | None:
     return next((leaf for leaf in _before(order, module) if isinstance(leaf.module, WEIGHTED)), None)
 
 
-def norm_before(order: Sequence[Leaf], module: nn.Module) -> Leaf | None:
-    """The normaliser between a layer and the nearest layer with a matrix in front of it, or `None`."""
+def norm_before(order: Sequence[Leaf], module: nn.Module, planned: Container[int] = ()) -> Leaf | None:
+    """The normaliser between a layer and the nearest layer with a matrix in front of it.
+
+    Args:
+        order: from `leaves`.
+        module: the layer.
+        planned: identities of layers that are about to get one in front.
+
+    Returns:
+        The normaliser, or the layer that is about to get one; `None` when there is neither.
+    """
     for leaf in _before(order, module):
-        if isinstance(leaf.module, NORMS):
+        if isinstance(leaf.module, NORMS) or (id(leaf.module) in planned and not isinstance(leaf.module, WEIGHTED)):
             return leaf
         if isinstance(leaf.module, WEIGHTED):
             return None

@@ -1,0 +1,83 @@
+"""The recipes: their lines must run in a script, and do what the card says."""
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.core.errors import InputError
+from holdfast.treatments.clip import Clip
+from holdfast.treatments.scale_input import ScaleInput
+from holdfast.treatments.warm_up import WarmUp
+
+
+def script(source, **names):
+    names = {"torch": torch, **names}
+    exec(source, names)
+    return names
+
+
+def test_clip_bounds_the_gradient():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = torch.cat([each.detach().flatten().clone() for each in model.parameters()])
+    source = Clip(max_norm=0.5).plan(model, optimizer).source
+    script(source, model=model, optimizer=optimizer, loss=(model(torch.randn(4, 3)) * 100).square().mean())
+    after = torch.cat([each.detach().flatten() for each in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_clip_refuses_a_norm_of_zero():
+    with pytest.raises(InputError, match="a positive max_norm"):
+        Clip(max_norm=0.0).plan(nn.Linear(1, 1), None)
+
+
+def test_warm_up_reaches_the_rate_after_its_steps():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    lines = WarmUp(steps=10).plan(model, optimizer).source.splitlines()
+    names = script(lines[0], optimizer=optimizer)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        exec("\n".join(lines[1:]), names)
+    assert rates[0] == pytest.approx(0.008)
+    assert rates[5] == pytest.approx(0.8 * (0.01 + 0.99 * 0.5))
+    assert rates[10] == rates[11] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (lambda each: torch.optim.Adam(each, betas=(0.9, 0.999)), 2000),
+        (lambda each: torch.optim.AdamW(each, betas=(0.9, 0.95)), 40),
+        (lambda each: torch.optim.SGD(each, lr=0.1), 500),
+    ],
+)
+def test_warm_up_takes_its_length_from_the_second_moment(make, steps):
+    model = nn.Linear(1, 1)
+    assert f"total_iters={steps})" in WarmUp().plan(model, make(model.parameters())).source
+    assert "total_iters=500)" in WarmUp().plan(model, None).source
+
+
+def test_warm_up_refuses_no_steps():
+    with pytest.raises(InputError, match="at least one step"):
+        WarmUp(steps=0).plan(nn.Linear(1, 1), None)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((50, 3), [0]), ((50, 3, 4, 4), [0, 2, 3])])
+def test_scale_input_gives_each_feature_unit_scale(shape, axes):
+    torch.manual_seed(0)
+    inputs = torch.rand(shape) * 255 + 40
+    plan = ScaleInput(batch=inputs).plan(nn.Linear(3, 1), None)
+    scaled = script(plan.source, train_inputs=inputs, inputs=inputs)["inputs"]
+    torch.testing.assert_close(scaled.mean(axes), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(axes), torch.ones(3), atol=1e-4, rtol=0)
+    assert "over 50 samples" in plan.diff
+
+
+def test_scale_input_without_figures():
+    assert "as it is in the data" in ScaleInput().plan(nn.Linear(3, 1), None).diff
+    assert (
+        "as it is in the data"
+        in ScaleInput(batch={"ids": torch.ones(3, dtype=torch.int64)}).plan(nn.Linear(3, 1), None).diff
+    )
