@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -36,3 +37,11 @@ def in_unit() -> Callable[[Tensor], Features]:
         return Features(values.float(), torch.ones(channels).double(), torch.zeros(channels).double(), 1.0)
 
     return build
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For loops over thousands of readings: the shape checks, made everywhere else, would take most of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -24,14 +24,12 @@ def test_closed_form_for_normal_features(site, features_of, n, m):
 
 
 @pytest.mark.parametrize("positions", [1, 12])
-def test_is_the_root_mean_square_of_null_differences(site, features_of, positions):
+def test_is_the_root_mean_square_of_null_differences(shapes_unchecked, site, features_of, positions):
     """What it promises: the mean square of observed drift over pairs of batches at unchanged parameters."""
     observed, expected = [], []
     for trial in range(400):
         # offsets shared by a sample's positions: positions are not independent
-        x, y = (
-            draw(24, 5, 1, seed=4 * trial + k) + draw(24, 5, positions, seed=4 * trial + 2 + k) for k in range(2)
-        )
+        x, y = (draw(24, 5, 1, seed=4 * trial + k) + draw(24, 5, positions, seed=4 * trial + 2 + k) for k in range(2))
         a, b = features_of(x), features_of(y)
         observed.append(observed_drift(a, b, site=site, step=1, lag=1).value ** 2)
         expected.append(sampling_drift(a, b, site=site, step=1, lag=1).value ** 2)
@@ -41,7 +39,7 @@ def test_is_the_root_mean_square_of_null_differences(site, features_of, position
 
 
 @pytest.mark.parametrize(("n", "channels"), [(16, 1), (16, 20), (64, 10)])
-def test_interval_covers_the_expectation(site, in_unit, n, channels):
+def test_interval_covers_the_expectation(shapes_unchecked, site, in_unit, n, channels):
     """In a unit that is given, the truth is √(2/n); 95 % intervals cover it in 90 to 99 % of 1,000 trials."""
     hits = 0
     for trial in range(1000):

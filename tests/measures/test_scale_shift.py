@@ -42,7 +42,7 @@ def test_nothing_moved(site, features_of):
 
 
 @pytest.mark.parametrize(("n", "channels"), [(16, 1), (64, 8), (100, 5)])
-def test_null_exceedance(site, features_of, n, channels):
+def test_null_exceedance(shapes_unchecked, site, features_of, n, channels):
     """Per-sample noise of one size before and after: at most 6 % of 1,000 readings lie above the floor."""
     above = 0
     for trial in range(1000):

@@ -80,7 +80,7 @@ def exceedances(trials: dict[tuple[Draw, int, int], int], seed: int) -> dict[tup
     return found
 
 
-def test_20_000_null_readings_at_most_6_percent_above_the_floor() -> None:
+def test_20_000_null_readings_at_most_6_percent_above_the_floor(shapes_unchecked: None) -> None:
     # The large cases cost the most and show the least: half as many of them.
     weight = {case: 1 if case[1] * case[2] >= 1024 else 2 for case in CASES}
     each = READINGS * 1.09 / sum(weight.values())
@@ -100,7 +100,7 @@ def test_20_000_null_readings_at_most_6_percent_above_the_floor() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_case_alone_keeps_its_level(kind: Draw) -> None:
+def test_every_case_alone_keeps_its_level(shapes_unchecked: None, kind: Draw) -> None:
     """4,000 readings a case: 5 % and three standard errors, 0.35 % each, and the level of one fixed set of draws."""
     for case, (above, total) in exceedances({each: 4000 for each in CASES if each[0] is kind}, seed=2).items():
         if total > 1000:

@@ -1,0 +1,169 @@
+"""What every measure owes: a name, a unit, bounds, a card; a reading with n; nothing changed on the way."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import holdfast.measures as family
+from holdfast.core.quantity import Quantity
+from holdfast.core.reading import Reading
+from holdfast.core.site import Site
+from holdfast.core.units import Unit
+from holdfast.measures import QUANTITIES
+from holdfast.stats.features import Features
+from holdfast.stats.observation import Observation, observe
+
+SITE = Site("fc", "input")
+SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
+HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+"""Files of the family that are not a measure."""
+
+# Which function of a measure's file gives its readings, where it is not named like the file.
+FUNCTIONS = {"drift-amplification": "amplification"}
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(seed: int) -> tuple[Features, Features, Observation]:
+    """Two observations of different batches, with dead and sparse features, and one with a threshold."""
+    x, y = draw(seed, 16, 6, 2), 1.3 * draw(seed + 1, 16, 6, 2) + 0.2
+    x[:, 0] = y[:, 0] = 0.0
+    x[:, 1], y[:, 1] = x[:, 1].relu(), y[:, 1].relu()
+    return observe(x).features, observe(y).features, observe(x, threshold=1.0)
+
+
+def norm(value: float, port: str = "grad_output") -> Reading:
+    return Reading("gradient-norm", SITE.at(port=port), 1, value, "L2 norm", 64)
+
+
+def readings_of(name: str, seed: int) -> list[Reading | None]:
+    """Readings of a measure on random data. A new measure needs a line here."""
+    measure = function_of(name)
+    x, y, seen = batch(seed)
+    where = {"site": SITE, "step": 3}
+    drifts = [norm(abs(float(value)) + 1e-3) for value in draw(seed, 6)]
+    makers: dict[str, Callable[[], Reading | None]] = {
+        "parameter-drift": lambda: measure(x, y, **where, lag=1),
+        "scale-shift": lambda: measure(x, y, **where, lag=1),
+        "observed-drift": lambda: measure(x, y, **where, lag=1),
+        "sampling-drift": lambda: measure(x, y, **where, lag=1),
+        "parameter-share": lambda: measure(drifts[0], drifts[1], **where),
+        "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
+        "drift-amplification": lambda: measure(drifts, **where),
+        "collapsed-features": lambda: measure(x, **where),
+        "saturated-fraction": lambda: measure(seen.summary, **where, samples=16),
+        "dead-units": lambda: measure(seen.channels, **where),
+        "gradient-norm": lambda: measure(draw(seed, 5, 4), **where),
+        "gradient-slope": lambda: measure(drifts, **where),
+        "weight-norm": lambda: measure(draw(seed, 5, 4), **where),
+        "update-ratio": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
+    }
+    return [makers[name]()]
+
+
+def module_of(name: str) -> object:
+    return importlib.import_module(f"holdfast.measures.{name.replace('-', '_')}")
+
+
+def function_of(name: str) -> Callable[..., Reading | None]:
+    return getattr(module_of(name), FUNCTIONS.get(name, name.replace("-", "_")))
+
+
+def test_every_file_of_the_family_is_a_measure_or_a_named_helper() -> None:
+    files = {each.name for each in pkgutil.iter_modules(family.__path__)}
+    assert files == {name.replace("-", "_") for name in QUANTITIES} | HELPERS
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+class TestEveryMeasure:
+    def test_is_declared_under_its_file_name(self, name: str) -> None:
+        quantity = module_of(name).QUANTITY
+        assert isinstance(quantity, Quantity)
+        assert quantity is QUANTITIES[name]
+        assert quantity.name == name
+        assert isinstance(quantity.unit, Unit)
+        assert quantity.label
+        assert quantity.bounds[0] < quantity.bounds[1]
+        assert not (quantity.logarithmic and quantity.bounds[0] < 0)
+
+    def test_is_offered_by_the_family(self, name: str) -> None:
+        assert getattr(family, FUNCTIONS.get(name, name.replace("-", "_"))) is function_of(name)
+
+    def test_has_a_card_with_a_formula(self, name: str) -> None:
+        card = inspect.getdoc(module_of(name)) or ""
+        places = [card.find(f"\n{section}\n") for section in SECTIONS]
+        assert -1 not in places, dict(zip(SECTIONS, places, strict=True))
+        assert places == sorted(places)
+        formula = card[: places[0]].splitlines()[1:]
+        assert any(line.startswith("    ") for line in formula)
+        assert ">>>" in card[places[3] : places[4]]
+
+    def test_function_is_documented(self, name: str) -> None:
+        text = inspect.getdoc(function_of(name)) or ""
+        assert "Args:" in text
+        assert "Returns:" in text
+
+    def test_readings_keep_to_what_is_declared(self, name: str) -> None:
+        quantity = QUANTITIES[name]
+        low, high = quantity.bounds
+        for seed in range(20):
+            for reading in readings_of(name, seed):
+                assert reading is not None
+                assert (reading.measure, reading.unit) == (name, quantity.unit)
+                assert type(reading.value) is float
+                assert type(reading.n) is int
+                assert reading.n > 0
+                assert (reading.step, reading.site) == (3, SITE)
+                assert low <= reading.value <= high
+                if reading.interval is not None:
+                    below, above = reading.interval
+                    assert type(below) is type(above) is float
+                    assert low <= below <= reading.value <= above <= high
+                if reading.noise_floor is not None:
+                    assert type(reading.noise_floor) is float
+                    assert low <= reading.noise_floor <= high
+                assert math.isfinite(reading.as_dict()["value"])
+
+    def test_random_states_stay_untouched_and_readings_repeat(self, name: str) -> None:
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        first = readings_of(name, 5)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert np.random.get_state()[1].tolist() == before[2]
+        torch.manual_seed(99)
+        random.seed(99)
+        assert readings_of(name, 5) == first
+
+
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift"])
+def test_the_seed_is_private_and_moves_the_floor_only(name: str) -> None:
+    x, y = (observe(draw(seed, 16, 6, 1)).features for seed in (0, 1))
+    a, b = (function_of(name)(x, y, site=SITE, step=1, lag=1, seed=seed) for seed in (0, 1))
+    assert a.value == b.value
+    assert a.noise_floor != b.noise_floor
+    assert a.noise_floor == pytest.approx(b.noise_floor, rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "sampling-drift"])
+def test_inputs_are_read_and_not_written_or_tracked(name: str) -> None:
+    x, y, _ = batch(0)
+    tracked = Features(x.values.clone().requires_grad_(), x.sd, x.mean, x.rms)
+    copies = [each.clone() for each in (x.values, x.sd, x.mean, y.values, y.sd, y.mean)]
+    measure = function_of(name)
+    assert measure(tracked, y, site=SITE, step=1, lag=1) == measure(x, y, site=SITE, step=1, lag=1)
+    assert tracked.values.grad is None
+    for now, then in zip((x.values, x.sd, x.mean, y.values, y.sd, y.mean), copies, strict=True):
+        assert torch.equal(now, then)
