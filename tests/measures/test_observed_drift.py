@@ -34,7 +34,7 @@ def test_a_real_difference_is_above_the_floor(site, features_of):
 
 
 def test_positions_are_not_samples(site, features_of):
-    """One offset a sample, shared by 400 positions: treating positions as samples would put the floor 20 times lower."""
+    """One offset a sample, shared by 400 positions: by position the floor would be 20 times lower."""
     x, y = (draw(16, 1, 1, seed=seed).expand(16, 1, 400) for seed in (0, 1))
     reading = observed_drift(features_of(x), features_of(y), site=site, step=1, lag=1)
     assert reading.noise_floor > 0.4  # 1.96 √(2/16) = 0.69 in expectation
