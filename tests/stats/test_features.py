@@ -1,0 +1,35 @@
+import math
+
+import torch
+
+from holdfast.stats.features import Features
+from holdfast.stats.observation import observe
+
+
+def features(sd, rms=1.0):
+    scale = torch.tensor(sd, dtype=torch.float64)
+    return Features(torch.zeros(4, len(sd)), scale, scale * 0, rms)
+
+
+def test_collapsed_is_relative_to_the_site():
+    sd = [1.0, 0.0, math.nan, math.inf, 1.1e-6, 0.9e-6]
+    assert features(sd).collapsed.tolist() == [False, True, True, True, False, True]
+    assert features(sd, rms=1000.0).collapsed.tolist() == [False, True, True, True, True, True]
+    assert features(sd, rms=1e-9).collapsed.tolist() == [False, True, True, True, False, False]
+
+
+def test_rounding_of_a_constant_is_no_signal():
+    # What float32 makes of a constant that is computed in another order for every sample.
+    x = torch.full((64, 2, 1), 1000.0)
+    x[::2, 0] = torch.tensor(1000.0).nextafter(torch.tensor(2000.0))
+    x[:, 1] += torch.randn(64, 1)
+    assert observe(x).features.collapsed.tolist() == [True, False]
+
+
+def test_a_site_without_figures_is_collapsed_throughout():
+    assert observe(torch.full((3, 2, 1), math.nan)).features.collapsed.all()
+    assert observe(torch.zeros(3, 2, 1)).features.collapsed.all()
+
+
+def test_sizes():
+    assert (features([1.0, 2.0]).samples, features([1.0, 2.0]).channels) == (4, 2)
