@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from holdfast.cli.show_diagnosis import evidence, show_diagnosis
+from holdfast.cli.show_diagnosis import show_diagnosis
 from holdfast.core.finding import Diagnosis, Finding, Inconclusive
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
@@ -38,7 +38,6 @@ def test_findings_come_with_evidence_then_the_verdict_then_what_was_not_seen() -
     order = [
         " 1  critical  saturated-units",
         "31 % of [bold]sigmoid1[/bold] is saturated.",  # a module's name is never markup
-        "saturated-fraction 0.31 fraction at sigmoid1 (input), step 400 (n = 128)",
         "treatments: reinitialise",
         "Verdict  Units saturate.",
         "· nonfinite: no loss",
@@ -54,10 +53,3 @@ def test_no_finding_is_said_in_words() -> None:
     assert "Verdict  Nothing holds this run back." in text
     assert "Inconclusive" not in text
     assert "nothing was left out" in text
-
-
-def test_evidence_tells_floor_and_interval() -> None:
-    reading = Reading("parameter-drift", SITE, 7, 0.42, "reference SD", 64, 0.1, (0.3, 0.5), 1)
-    told = evidence(reading)
-    assert told.startswith("parameter-drift 0.42 reference SD at sigmoid1 (input), step 7 (")
-    assert all(part in told for part in ("0.30", "0.50", "noise floor 0.1", "n = 64"))

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from holdfast.cli.show_layers import cell, layers_as_dicts, show_layers
+from holdfast.core.finding import Diagnosis, Finding
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
-from holdfast.report.layers import LayerRow
 from holdfast.store.memory import MemoryRun
 
 SITE = Site("sigmoid1", "input")
@@ -37,9 +37,12 @@ def history() -> MemoryRun:
     return run
 
 
-def shown(history: MemoryRun, width: int = 110) -> list[str]:
+HEALTHY = Diagnosis("example", 400, "Nothing holds this run back.", ())
+
+
+def shown(history: MemoryRun, width: int = 110, diagnosis: Diagnosis = HEALTHY) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    show_layers(console, history)
+    show_layers(console, history, diagnosis)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -54,7 +57,8 @@ def test_a_row_tells_each_figure_with_its_uncertainty(history: MemoryRun) -> Non
         "2.2]",
         "0.50",
         "(0.25)",
-        "25%",
+        "25",
+        "%",
         "0.031",
     ]
 
@@ -70,16 +74,38 @@ def test_a_collapsed_layer_says_so_instead_of_a_drift(history: MemoryRun) -> Non
     assert line.split() == ["output", "collapsed", "collapsed", "collapsed", "–", "–"]
 
 
+def test_where_the_diagnosis_found_a_dead_signal_there_is_no_drift_figure(history: MemoryRun) -> None:
+    finding = Finding("collapsed-signal", "critical", (SITE,), "the samples cannot be told apart", ())
+    dead = Diagnosis("example", 400, "The signal is dead.", (finding,))
+    (line,) = [line for line in shown(history, diagnosis=dead) if line.startswith("sigmoid1")]
+    assert line.split() == ["sigmoid1", "collapsed", "collapsed", "collapsed", "25", "%", "0.031"]
+    row = layers_as_dicts(history, dead)[0]
+    assert (row["signal_collapsed"], row["drift"], row["drift_100"], row["observed_drift"]) == (True, None, None, None)
+    assert row["saturated"] is not None
+
+
 def test_columns_that_no_layer_needs_are_left_out(history: MemoryRun) -> None:
     head = "\n".join(shown(history)[:3])
     assert "satu-" in head
     assert "dead" not in head
 
 
-def test_the_table_of_a_terminal_of_80_columns_keeps_its_lines(history: MemoryRun) -> None:
-    lines = [line for line in shown(history, 80) if line.startswith(("sigmoid1", "linear2"))]
-    assert len(lines) == 2
-    assert all(len(line) <= 80 and "…" not in line for line in lines)
+@pytest.mark.parametrize(("width", "told"), [(110, "0.40 [0.36, 0.44]"), (80, "0.40 [0.36, 0.44]"), (68, "0.40 ")])
+def test_a_narrow_terminal_loses_intervals_before_it_loses_figures(history: MemoryRun, width: int, told: str) -> None:
+    (line,) = [line for line in shown(history, width) if line.startswith("sigmoid1")]
+    assert told in line
+    assert len(line) <= width
+    assert "…" not in line
+    assert "0.031" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.0312, "0.031 [0.029, 0.033]"), (2e-9, "< 0.0001"), (12.3, "12 [12, 13]"), (3e7, "3×10⁷")],
+)
+def test_value_and_interval_have_the_same_decimals(value: float, told: str) -> None:
+    reading = Reading("parameter-drift", SITE, 1, value, "reference SD", 64, None, (0.94 * value, 1.06 * value), 1)
+    assert cell(reading, "interval").plain == told
 
 
 def test_a_run_without_layers_prints_heads_only() -> None:
@@ -87,12 +113,12 @@ def test_a_run_without_layers_prints_heads_only() -> None:
 
 
 def test_what_is_not_finite_is_named() -> None:
-    assert cell(drift(math.inf), "interval", LayerRow(SITE, "x")).plain == "∞"
-    assert cell(None, "share", LayerRow(SITE, "x")).plain == "–"
+    assert cell(drift(math.inf), "interval").plain == "∞"
+    assert cell(None, "share").plain == "–"
 
 
 def test_rows_as_json_carry_every_reading_of_a_layer(history: MemoryRun) -> None:
-    rows = json.loads(json.dumps(layers_as_dicts(history), allow_nan=False))
+    rows = json.loads(json.dumps(layers_as_dicts(history, HEALTHY), allow_nan=False))
     first = rows[0]
     assert first["layer"] == "sigmoid1"
     assert first["drift"]["value"] == 0.4

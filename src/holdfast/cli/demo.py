@@ -60,11 +60,13 @@ def demo(
         page = Path(run.report(report)).resolve()
         if as_json:
             told = _outcome_as_dict(outcome, samples, variant=variant, seed=seed, page=page)
-            print_json({"demo": told, "layers": layers_as_dicts(run.history), "diagnosis": diagnosis.as_dict()})
+            print_json(
+                {"demo": told, "layers": layers_as_dicts(run.history, diagnosis), "diagnosis": diagnosis.as_dict()}
+            )
             return
         console = output()
         _show_outcome(console, outcome, samples)
-        show_layers(console, run.history)
+        show_layers(console, run.history, diagnosis)
         console.print()
         show_diagnosis(console, diagnosis)
         _show_next(console, diagnosis, folder=folder, page=page, variant=variant)
@@ -131,8 +133,8 @@ def _show_outcome(console: Console, outcome: Outcome, samples: Dataset) -> None:
         Text.assemble(
             ("Outcome  ", "bold"),
             f"loss {number(outcome.first_loss)} → {number(outcome.last_loss)} (means over 20 steps; guessing gives "
-            f"{number(outcome.chance_loss)}); {outcome.accuracy:.0%} of {outcome.held_out:,} held-out samples right "
-            f"(guessing: {1 / samples.classes:.0%})",
+            f"{number(outcome.chance_loss)}); {100 * outcome.accuracy:.0f} % of {outcome.held_out:,} held-out samples "
+            f"right (guessing: {100 / samples.classes:.0f} %)",
         )
     )
     console.print()

@@ -7,8 +7,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from holdfast.core.finding import Diagnosis, Finding, Severity
-from holdfast.core.reading import Reading
-from holdfast.figures.wording import number, uncertainty
 
 _STYLES: dict[Severity, str] = {"critical": "bold red", "warning": "bold yellow", "info": "bold blue"}
 
@@ -38,35 +36,12 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
                 console.print(_indented(f"· {sentence}", by=2))
 
 
-def evidence(reading: Reading) -> str:
-    """One reading as a phrase: value, unit, place, step, uncertainty.
-
-    Args:
-        reading: any.
-
-    Returns:
-        Such as `"parameter-drift 0.42 reference SD at fc (input), step 7 (noise floor 0.10 · n = 64)"`.
-
-    Example:
-        >>> from holdfast.core.site import Site
-        >>> evidence(Reading("parameter-drift", Site("fc", "input"), 7, 0.42, "reference SD", 64, noise_floor=0.1))
-        'parameter-drift 0.42 reference SD at fc (input), step 7 (noise floor 0.1 · n = 64)'
-    """
-    where = f"{reading.site.label} ({reading.site.port})"
-    return (
-        f"{reading.measure} {number(reading.value, 2)} {reading.unit} at {where}, step {reading.step}"
-        f" ({uncertainty(reading)})"
-    )
-
-
 def _show_finding(console: Console, finding: Finding) -> None:
     style = _STYLES[finding.severity]
     console.print(
         Text.assemble(f"{finding.rank:>2}  ", (finding.severity, style), "  ", (finding.rule, "bold"), style="")
     )
     console.print(_indented(finding.message))
-    if finding.evidence:
-        console.print(_indented(f"evidence: {evidence(finding.evidence[0])}", style="dim"))
     if finding.treatments:
         console.print(_indented(f"treatments: {', '.join(finding.treatments)}", style="dim"))
 

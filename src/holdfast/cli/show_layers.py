@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
+from holdfast.core.site import Site
 from holdfast.figures.wording import number, shortened
 from holdfast.report.layers import LayerRow, layer_rows
 
 Form = Literal["interval", "floor", "share", "plain"]
+
+COLLAPSED = "collapsed-signal"
+"""The rule that says where samples cannot be told apart: a drift there would be counted in units of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,99 +31,162 @@ class Column:
 
     Args:
         field: of `LayerRow`.
-        head: at most two lines.
+        head: of two lines.
         form: `"interval"` and `"floor"` print that beside the value, `"share"` prints per cent.
+        always: shown even when no layer has one.
     """
 
     field: str
     head: str
     form: Form
+    always: bool = True
 
 
 COLUMNS = (
     Column("drift", "parameter drift\nlag 1", "interval"),
     Column("drift_100", "parameter drift\nlag 100", "interval"),
     Column("observed_drift", "observed drift\n(noise floor)", "floor"),
-    Column("saturated", "satu-\nrated", "share"),
-    Column("dead", "dead\nunits", "share"),
-    Column("backward_gain", "gradient\ngain", "plain"),
+    Column("saturated", "satu-\nrated", "share", always=False),
+    Column("dead", "dead\nunits", "share", always=False),
+    Column("backward_gain", "grad.\ngain", "plain"),
 )
-ALWAYS = ("drift", "drift_100", "observed_drift", "backward_gain")
-"""Shown even when empty; the others only where a layer has one."""
 
 
-def show_layers(console: Console, history: History) -> None:
+def show_layers(console: Console, history: History, diagnosis: Diagnosis) -> None:
     """Print the layers in the order of execution, each with its latest readings.
+
+    The intervals are left out where the terminal is too narrow for them.
 
     Args:
         console: where to.
         history: a run.
+        diagnosis: of that run: a layer whose signal collapsed has no drift figure.
     """
-    rows = layer_rows(history)
-    columns = [column for column in COLUMNS if column.field in ALWAYS or any(_of(row, column) for row in rows)]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("layer\n", no_wrap=True)
-    for column in columns:
-        table.add_column(column.head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(shortened(row.label), *(cell(_of(row, column), column.form, row) for column in columns))
-    console.print(Text("Layers", style="bold"), Text(_step(rows), style="dim"))
+    collapsed = collapsed_inputs(diagnosis)
+    rows = believable(layer_rows(history), collapsed)
+    columns = [column for column in COLUMNS if column.always or any(_of(row, column) for row in rows)]
+    table = _table(rows, columns, collapsed, gap=2)
+    for gap, brief in ((1, False), (1, True)):
+        if Measurement.get(console, console.options, table).maximum <= console.width:
+            break
+        table = _table(rows, columns, collapsed, gap=gap, brief=brief)
+    console.print(Text.assemble(("Layers  ", "bold"), (_when(rows), "dim")))
     console.print(table)
     console.print(Text(_legend(rows), style="dim"))
 
 
-def cell(reading: Reading | None, form: Form, row: LayerRow) -> Text:
+def collapsed_inputs(diagnosis: Diagnosis) -> frozenset[Site]:
+    """Inputs at which the diagnosis found that the samples cannot be told apart.
+
+    Args:
+        diagnosis: of a run.
+
+    Returns:
+        Sites as `LayerRow.site` names them.
+    """
+    return frozenset(
+        site.at(port="input", phase="train", leaf="")
+        for finding in diagnosis
+        if finding.rule == COLLAPSED
+        for site in finding.sites
+    )
+
+
+def believable(rows: list[LayerRow], collapsed: Collection[Site]) -> list[LayerRow]:
+    """The rows without the drifts of layers whose signal collapsed.
+
+    Args:
+        rows: of a run.
+        collapsed: their sites.
+
+    Returns:
+        The same rows in the same order.
+    """
+    return [
+        replace(row, drift=None, drift_100=None, observed_drift=None, drift_gain=None) if row.site in collapsed else row
+        for row in rows
+    ]
+
+
+def cell(reading: Reading | None, form: Form, *, collapsed: bool = False, brief: bool = False) -> Text:
     """What stands in a cell.
 
     Args:
         reading: the figure, `None` where there is none.
         form: how much of its uncertainty to print.
-        row: of the cell: a collapsed input explains a missing drift.
+        collapsed: whether the layer's signal did: that explains a missing drift.
+        brief: without interval and floor.
 
     Returns:
         Value with interval or floor; "within noise" below the floor; "collapsed" or a dash where there is none.
     """
     if reading is None:
-        gone = form in ("interval", "floor") and row.collapsed is not None and row.collapsed.value > 0.5
-        return Text("collapsed" if gone else "–", style="dim")
+        return Text("collapsed" if collapsed and form in ("interval", "floor") else "–", style="dim")
     value = reading.value
     if not math.isfinite(value):
         return Text(number(value), style="red")
     if form == "share":
-        return Text(f"{value:.0%}", style="" if value else "dim")
-    if form == "floor" and reading.noise_floor is not None:
-        return Text(
-            f"{number(value, 2)} ({number(reading.noise_floor, 2)})", style="" if reading.above_noise else "dim"
-        )
+        return Text(f"{value:.0%}".replace("%", " %"), style="" if value else "dim")
+    if form == "floor" and reading.noise_floor is not None and not brief:
+        floor = number(reading.noise_floor, 2)
+        return Text(f"{number(value, 2)} ({floor})", style="" if reading.above_noise else "dim")
     if not reading.above_noise:
         return Text("within noise", style="dim")
-    if form == "interval" and reading.interval is not None:
-        low, high = reading.interval
-        return Text(f"{number(value, 2)} [{number(low, 2)}, {number(high, 2)}]")
+    if form == "interval" and reading.interval is not None and not brief:
+        return Text(_with_interval(value, *reading.interval))
     return Text(number(value, 2))
 
 
-def layers_as_dicts(history: History) -> list[dict[str, Any]]:
+def layers_as_dicts(history: History, diagnosis: Diagnosis) -> list[dict[str, Any]]:
     """The rows as plain values for JSON.
 
     Args:
         history: a run.
+        diagnosis: of that run.
 
     Returns:
         One object a layer; `null` for a reading that it has not.
     """
+    collapsed = collapsed_inputs(diagnosis)
+    readings = [each.name for each in fields(LayerRow) if each.name not in ("site", "label", "kind")]
     return [
         {
             "layer": row.label,
             "kind": row.kind,
-            **{
-                each.name: None if (reading := getattr(row, each.name)) is None else reading.as_dict()
-                for each in fields(LayerRow)
-                if each.name not in ("site", "label", "kind")
-            },
+            "signal_collapsed": row.site in collapsed,
+            **{name: None if (reading := getattr(row, name)) is None else reading.as_dict() for name in readings},
         }
-        for row in layer_rows(history)
+        for row in believable(layer_rows(history), collapsed)
     ]
+
+
+def _table(
+    rows: list[LayerRow], columns: list[Column], collapsed: Collection[Site], *, gap: int, brief: bool = False
+) -> Table:
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("layer\n", no_wrap=True)
+    for column in columns:
+        table.add_column(column.head, justify="right", no_wrap=True)
+    for row in rows:
+        gone = row.site in collapsed or (row.collapsed is not None and row.collapsed.value > 0.5)
+        cells = (cell(_of(row, column), column.form, collapsed=gone, brief=brief) for column in columns)
+        table.add_row(shortened(row.label), *cells)
+    return table
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    """Value and interval with the same decimals: two significant digits of the value, at most four places.
+
+    Example:
+        >>> _with_interval(0.0312, 0.0298, 0.0331), _with_interval(12.3, 9.87, 14.1)
+        ('0.031 [0.030, 0.033]', '12 [10, 14]')
+    """
+    if value < 5e-5:
+        return "< 0.0001"
+    if value >= 1e5:
+        return number(value, 2)
+    places = min(4, max(0, 1 - math.floor(math.log10(value))))
+    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def _of(row: LayerRow, column: Column) -> Reading | None:
@@ -124,9 +194,9 @@ def _of(row: LayerRow, column: Column) -> Reading | None:
     return reading
 
 
-def _step(rows: list[LayerRow]) -> str:
+def _when(rows: list[LayerRow]) -> str:
     steps = [row.drift.step for row in rows if row.drift is not None]
-    return f"(latest readings, step {max(steps)})" if steps else ""
+    return f"latest readings, step {max(steps)}; the findings look at the whole run" if steps else ""
 
 
 def _legend(rows: list[LayerRow]) -> str:

@@ -23,8 +23,8 @@ DataName = Literal["digits", "mnist", "fashion-mnist", "reviews"]
 
 BATCH = 128
 STEPS = 400
-EVERY = 5
-"""Steps between two observations: 80 of them in 400 steps, and every lag of the fixed probe falls on one."""
+EVERY = 10
+"""Steps between two observations: 40 of them in 400 steps, and every lag of the fixed probe falls on one."""
 
 Ticker = Callable[[int, float], None]
 """Called after each step with its number and its loss."""
