@@ -67,9 +67,9 @@ def _observation(figures: BlockFigures, exponent: int, elements: int) -> Observa
     moments = _moments(totals)
     counts = Counts(elements, *(int(value) for value in totals[7:12]))
     summary = Summary(moments, Extremes(low, high), counts, Sketch(exponent, tuple(figures.bins.tolist())))
-    count, mean, m2, _ = figures.channels.unbind(1)
-    features = Features(figures.features, (m2 / count).sqrt(), mean, moments.rms)
-    return Observation(summary, ChannelMoments.unpack(figures.channels.cpu().numpy().ravel()), features)
+    rows = figures.channels.t().contiguous()
+    features = Features(figures.features, rows[2].div(rows[0]).sqrt_(), rows[1], moments.rms)
+    return Observation(summary, ChannelMoments(*rows.cpu().numpy()), features)
 
 
 def _moments(totals: list[float]) -> Moments:
