@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
-from holdfast.core.units import Unit
 from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules, spreads
 from holdfast.diagnosis.wording import names, number, plural
 
@@ -77,21 +78,20 @@ class CollapsedSignal:
             if sites:
                 order = list(dead)
                 sites.sort(key=lambda site: order.index(site.module))
-                findings.append(self._finding(history, sites, dead, seen, collapsed))
+                findings.append(self._finding(sites, dead, seen, collapsed))
         if judged:
             return findings
         return Inconclusive(
             self.name,
-            "neither channel statistics nor collapsed fractions were kept at any input; it needs one observed step with "
-            "8 samples",
+            "neither channel statistics nor collapsed fractions were kept at any input; it needs one observed step "
+            "with 8 samples",
         )
 
     def _finding(
         self,
-        history: History,
         sites: list[Site],
         dead: dict[str, float],
-        seen: dict[Site, list[tuple[int, float]]],
+        seen: dict[Site, list[Reading]],
         collapsed: dict[Site, Reading],
     ) -> Finding:
         all_sites = dict.fromkeys((*seen, *collapsed))
@@ -111,8 +111,7 @@ class CollapsedSignal:
                 f"the signal's RMS (median of {plural(steps, 'observed step')}; {number(_median(seen[clearest]))} at "
                 f"'{clearest.label}'); so at {len(sites)} of {len(all_sites)} inputs seen, from '{sites[0].label}' on"
             )
-            step = seen[least][-1][0]
-            evidence.insert(0, Reading("spread", least, step, value, Unit.RATIO, _values(history, least)))
+            evidence.insert(0, min(seen[least], key=lambda reading: abs(reading.value - value)))
         else:
             message = (
                 f"more than half of the features do not vary at {len(sites)} of {len(all_sites)} inputs seen: "
@@ -131,12 +130,5 @@ class CollapsedSignal:
         )
 
 
-def _median(figures: list[tuple[int, float]]) -> float:
-    ordered = sorted(value for _, value in figures)
-    return ordered[len(ordered) // 2]
-
-
-def _values(history: History, site: Site) -> int:
-    """Values a channel at the last observed step."""
-    statistic = history.channels(site)[-1][1]
-    return int(max(getattr(statistic, "count", [0])))
+def _median(readings: list[Reading]) -> float:
+    return float(np.median([reading.value for reading in readings]))

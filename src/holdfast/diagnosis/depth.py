@@ -109,6 +109,29 @@ def weight_layers(history: History, stream: str) -> tuple[str, ...]:
     return tuple(path for path in observed if not learning or path in learning)
 
 
+def weights_only(history: History, groups: Sequence[Series], stream: str) -> list[Series]:
+    """Of readings of parameters those of weights that mix features; biases and gains start at 0 or 1 and are left out.
+
+    Args:
+        history: of a run; without a structure a parameter is known by its name.
+        groups: one measure's readings by site, the parameter's name as `leaf`.
+        stream: which model.
+
+    Returns:
+        Those that stay, in their order.
+    """
+    structure = history.structure(stream)
+    if structure is None:
+        return [series for series in groups if "bias" not in series.site.leaf]
+    mixing = {
+        (node.path, each.name.rpartition(".")[2])
+        for node in structure.modules
+        for each in node.parameters
+        if len(each.shape) >= 2
+    }
+    return [series for series in groups if (series.site.module, series.site.leaf) in mixing]
+
+
 def profile_of(groups: Sequence[Series], layers: Sequence[str]) -> Profile:
     """Readings of the layers with weights, as a matrix. Zeros and repeated calls are left out.
 

@@ -12,6 +12,7 @@ from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
 from holdfast.diagnosis.nonfinite import NonFinite
 from holdfast.diagnosis.poor_init import PoorInit
+from holdfast.diagnosis.remembered import Remembered
 from holdfast.diagnosis.rule import Rule
 from holdfast.diagnosis.saturated_units import SaturatedUnits
 from holdfast.diagnosis.shifting_input import ShiftingInput
@@ -55,6 +56,7 @@ def diagnose(history: History) -> Diagnosis:
         >>> diagnose(MemoryRun("empty")).verdict
         'inconclusive: nothing was observed; watch the run for at least 5 observed steps'
     """
+    history = Remembered(history)
     findings: list[Finding] = []
     undecided: list[Inconclusive] = []
     for rule in RULES:

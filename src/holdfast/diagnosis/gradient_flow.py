@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.units import Unit
-from holdfast.diagnosis.depth import Profile, Slope, profile_of, weight_layers
+from holdfast.diagnosis.depth import Profile, Slope, profile_of, weight_layers, weights_only
 from holdfast.diagnosis.evidence import Series, series_of, sustained
 from holdfast.diagnosis.wording import number, plural
 
@@ -106,7 +106,7 @@ def gradient_flow(history: History, stream: str) -> Flow:
     """
     layers = weight_layers(history, stream)
     signal = profile_of(series_of(history, "gradient-norm", stream=stream, port="grad_output"), layers)
-    gradients = series_of(history, "gradient-norm", stream=stream, port="weight_grad")
+    gradients = weights_only(history, series_of(history, "gradient-norm", stream=stream, port="weight_grad"), stream)
     norms = {
         (reading.site.module, reading.site.leaf, reading.step): reading.value
         for reading in history.readings("weight-norm")
@@ -118,8 +118,6 @@ def gradient_flow(history: History, stream: str) -> Flow:
 
 def _scaled(series: Series, norms: dict[tuple[str, str, int], float]) -> Series:
     """‖G‖·‖W‖ at each step."""
-    from dataclasses import replace
-
     site = series.site
     return Series(
         site,
@@ -141,9 +139,8 @@ def few_layers(flows: list[Flow]) -> str:
 def update_spread(history: History, flow: Flow) -> float:
     """Median update ratio of the first third of the layers ÷ that of the last third; NaN when it was not read."""
     layers = [site.module for site in flow.profiles[0].sites]
-    by_module = {
-        each.site.module: each.median for each in series_of(history, "update-ratio", stream=flow.stream, port="update")
-    }
+    ratios = series_of(history, "update-ratio", stream=flow.stream, port="update")
+    by_module = {each.site.module: each.median for each in weights_only(history, ratios, flow.stream)}
     third = max(1, len(layers) // 3)
     first = [by_module[path] for path in layers[:third] if path in by_module]
     last = [by_module[path] for path in layers[-third:] if path in by_module]

@@ -22,8 +22,9 @@ class NonFinite:
 
     What it sees:
         The monitor's events of a non-finite loss (the batch was replayed exactly, and the first operation whose result
-        was not finite named); counts of NaN and ±inf at every observed site; the loss of every step. One is enough: no
-        noise makes a NaN.
+        was not finite named); the loss and the global gradient norm of every step; and, where one of these is not
+        finite or no loss was recorded, the counts of NaN and ±inf at every observed site. One is enough: no noise makes
+        a NaN.
 
     Why it matters:
         One NaN in a weight spreads to every output at the next step and never leaves.
@@ -61,9 +62,13 @@ class NonFinite:
         judged = bool(events)
         for stream in history.streams():
             steps, losses = history.values("loss", stream)
-            counted = self._counted(history, stream)
-            judged |= len(losses) > 0 or counted is not None
             broken = steps[~np.isfinite(losses)]
+            norms = history.values("gradient-norm", stream)[1]
+            # Reading every summary of a long run takes long, and a site whose NaN reaches neither loss nor gradient
+            # (a mask) does no harm.
+            suspect = not len(losses) or len(broken) > 0 or not np.isfinite(norms).all()
+            counted = self._counted(history, stream) if suspect else []
+            judged |= len(losses) > 0 or counted is not None
             if not findings and (len(broken) or counted):
                 findings.append(self._unlocated(history, stream, broken.tolist(), counted or []))
         if judged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
+from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.diagnosis.depth import Profile, profile_of, weight_layers
 from holdfast.diagnosis.evidence import Series, series_of
 from holdfast.diagnosis.severity import graded, worst
+from holdfast.diagnosis.spread import spreads
 from holdfast.diagnosis.wording import number, plural
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.summary import Summary
@@ -24,8 +27,8 @@ class PoorInit:
     """At the first step the signal, or the gradient, grows or shrinks by a factor from layer to layer.
 
     What it sees:
-        At the first observed step (the tenth at latest), over the layers with weights in the order of execution: the
-        SD between samples of the signal at their inputs (√ of the channels' mean variance; of the whole site where no
+        At the first observed step (the tenth at latest), over the layers with weights in the order of execution: the SD
+        between samples of the signal at their inputs (spread × RMS, see collapsed-signal; the whole site's SD where no
         channels were kept) and the norm of the gradient at their outputs. Fires when the Theil–Sen slope is a factor of
         1.5 per layer or more (or 1/1.5 or less) with its whole 95 % interval on one side of 1, and by that trend the
         figure changes more than tenfold over the depth: tenfold is a remark, a hundredfold a warning, 10,000-fold
@@ -106,19 +109,12 @@ class PoorInit:
 
     def _signal(self, history: History, stream: str) -> list[Series]:
         """SD between samples at every input, at its first observed step."""
+        spread_at = spreads(history, stream)
         found = []
         for site in history.sites(port="input", phase="train", stream=stream):
-            figure = None
-            for step, channels in list(history.channels(site))[:1]:
-                if isinstance(channels, ChannelMoments) and (channels.count > 1).any():
-                    variance = channels.variance[channels.count > 1]
-                    figure = (step, float(np.sqrt(variance.mean())), int(channels.count.max()))
-            for step, summary in list(history.summaries(site))[:1]:
-                if figure is None and isinstance(summary, Summary) and summary.moments.count > 1:
-                    figure = (step, summary.moments.sd, summary.moments.count)
-            if figure is not None and math.isfinite(figure[1]) and figure[1] > 0:
-                reading = Reading("signal-sd", site, figure[0], figure[1], Unit.ACTIVATION, figure[2])
-                found.append(Series(site, (reading,)))
+            figure = _from_spread(history, spread_at.get(site, [])) or _from_summary(history, site)
+            if figure is not None and math.isfinite(figure.value) and figure.value > 0:
+                found.append(Series(site, (figure,)))
         return found
 
     def _finding(self, profiles: list[Profile], forward: Profile) -> Finding | None:
@@ -167,6 +163,33 @@ class PoorInit:
             self.treatments,
             strength=strength,
         )
+
+
+def _from_spread(history: History, readings: Sequence[Reading]) -> Reading | None:
+    """Spread × RMS: the part of the signal that differs between samples, in the signal's own unit."""
+    if not readings:
+        return None
+    first = readings[0]
+    for step, summary in history.summaries(first.site):
+        if step == first.step and isinstance(summary, Summary):
+            return replace(first, measure="signal-sd", value=first.value * summary.moments.rms, unit=Unit.ACTIVATION)
+        if step > first.step:
+            break
+    for step, channels in history.channels(first.site):
+        if step == first.step and isinstance(channels, ChannelMoments):
+            variance = channels.variance[channels.count > 1]
+            sd = float(np.sqrt(variance.mean())) if len(variance) else math.nan
+            return replace(first, measure="signal-sd", value=sd, unit=Unit.ACTIVATION)
+    return None
+
+
+def _from_summary(history: History, site: Site) -> Reading | None:
+    """SD of the whole site, differences between channels included: all there is without channel statistics."""
+    for step, summary in history.summaries(site):
+        if isinstance(summary, Summary) and summary.moments.count > 1:
+            moments = summary.moments
+            return Reading("signal-sd", site, step, moments.sd, Unit.ACTIVATION, moments.count)
+    return None
 
 
 def _measure(forward: bool) -> str:

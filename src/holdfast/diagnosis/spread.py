@@ -15,7 +15,9 @@ import math
 import numpy as np
 
 from holdfast.core.protocols import History
+from holdfast.core.reading import Reading
 from holdfast.core.site import Site
+from holdfast.core.units import Unit
 from holdfast.stats.channels import ChannelMoments
 
 DEAD_SPREAD = 2.0**-10
@@ -48,26 +50,33 @@ def spread(moments: ChannelMoments) -> float:
     return float(np.sqrt(max(pooled, np.median(variance[usable] / square[usable]))))
 
 
-def spreads(history: History, stream: str) -> dict[Site, list[tuple[int, float]]]:
-    """`(step, spread)` at the input of every observed module.
+def spreads(history: History, stream: str) -> dict[Site, list[Reading]]:
+    """The spread at the input of every observed module, step by step.
 
     Args:
         history: of a run.
         stream: which model.
 
     Returns:
-        By site, in the order of execution; sites without a figure left out.
+        By site, in the order of execution; sites without a figure left out. Readings of `signal-spread` where the
+        monitor wrote them, else from the channel statistics. (A run database may have merged those over some steps:
+        the SD then holds the drift between these steps too, and the spread comes out too large, never too small.)
     """
-    found = {}
+    found: dict[Site, list[Reading]] = {}
+    for reading in history.readings("signal-spread"):
+        site = reading.site
+        if (site.stream, site.port, site.phase) == (stream, "input", "train") and math.isfinite(reading.value):
+            found.setdefault(site, []).append(reading)
     for site in history.sites(port="input", phase="train", stream=stream):
-        figures = [
-            (step, spread(statistic))
-            for step, statistic in history.channels(site)
-            if isinstance(statistic, ChannelMoments)
-        ]
-        figures = [(step, value) for step, value in figures if math.isfinite(value)]
-        if figures:
-            found[site] = figures
+        if site in found:
+            continue
+        for step, statistic in history.channels(site):
+            if not isinstance(statistic, ChannelMoments):
+                continue
+            value = spread(statistic)
+            if math.isfinite(value):
+                n = int(statistic.count.max())
+                found.setdefault(site, []).append(Reading("signal-spread", site, step, value, Unit.RATIO, n))
     return found
 
 
@@ -84,8 +93,8 @@ def dead_modules(history: History, stream: str, threshold: float = DEAD_SPREAD) 
         at most observed steps is among them; its spread is NaN where no channel statistics were kept.
     """
     medians = {
-        site.module: float(np.median([value for _, value in figures]))
-        for site, figures in spreads(history, stream).items()
+        site.module: float(np.median([reading.value for reading in readings]))
+        for site, readings in spreads(history, stream).items()
     }
     dead = {module: value for module, value in medians.items() if value < threshold}
     collapsed: dict[str, list[float]] = {}

@@ -153,7 +153,8 @@ class UnscaledInput:
         worst = float(np.median(offsets))
         message = (
             f"{int(far.sum())} of {plural(len(offsets), 'channel')} of the model's input at '{site.label}' lie more "
-            f"than {number(self.offset)} SD from zero (median {number(worst)} SD, n = {int(moments.count.max()):,} values)"
+            f"than {number(self.offset)} SD from zero (median {number(worst)} SD, "
+            f"n = {int(moments.count.max()):,} values)"
         )
         evidence = (Reading("input-offset", site, step, worst, Unit.RATIO, int(moments.count.max())),)
         return Finding(self.name, "warning", (site,), message, evidence, self.treatments, strength=worst / self.offset)

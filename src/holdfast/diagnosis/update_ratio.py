@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
+from holdfast.diagnosis.depth import weights_only
 from holdfast.diagnosis.evidence import Series, discoveries, exceedance, series_of
 from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import names, number, plural
@@ -16,8 +17,9 @@ class UpdateRatio:
     """A step moves a layer's weights by too much, or by next to nothing.
 
     What it sees:
-        ‖ΔW‖ / ‖W‖ of every weight, with the optimiser's real step; its median over the observed steps, where the steps
-        agree (sign test) and Benjamini–Hochberg over the weights stands.
+        ‖ΔW‖ / ‖W‖ of every weight of two or more dimensions (biases and gains start at 0 or 1), with the optimiser's
+        real step; its median over the observed steps, where the steps agree (sign test) and Benjamini–Hochberg over the
+        weights stands.
 
         Too much: 0.02 a remark, 0.1 a warning, 0.5 critical: at 0.1 ten steps can replace the weights. Too little:
         below 1e-7, about the resolution of float32 (2⁻²⁴ ≈ 6e-8): most elements do not change at all; and below
@@ -68,7 +70,9 @@ class UpdateRatio:
         for stream in history.streams():
             series = [
                 Series(each.site, moved)
-                for each in series_of(history, "update-ratio", stream=stream, port="update")
+                for each in weights_only(
+                    history, series_of(history, "update-ratio", stream=stream, port="update"), stream
+                )
                 if (moved := tuple(reading for reading in each.readings if reading.value > 0))
             ]
             most = max([most, *(len(each.readings) for each in series)])

@@ -40,19 +40,20 @@ def verdict_of(history: History, findings: tuple[Finding, ...], undecided: tuple
         return _quiet(history, findings, why_not)
     top = serious[0]
     if top.rule in SHIFT:
-        return _shift(top, serious)
+        return _shift(history, top, serious)
     # Several rules may tell one story: the causes are named together, the worst first.
     causes = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
-    said = " with ".join([causes[0], _listed(causes[1:3])]) if len(causes) > 1 else causes[0]
+    said = f"{causes[0]} (beside it: {_listed(causes[1:4])})" if len(causes) > 1 else causes[0]
     verb = "is what holds this run back" if top.severity == "critical" else "is the first thing to mend"
     return f"{said[0].upper()}{said[1:]} {verb}; {_about_shift(history, serious, why_not)}"
 
 
-def _shift(top: Finding, serious: list[Finding]) -> str:
+def _shift(history: History, top: Finding, serious: list[Finding]) -> str:
     size = "large here" if top.severity == "critical" else "notable here"
     others = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
     beside = f"; beside it: {_listed(others[:3])}" if others else ""
-    return f"Internal covariate shift is {size}: {top.message}{beside}"
+    said = top.message if top.evidence[0].lag != 1 else f"{plural(len(top.sites), 'input')} move, {_largest(history)}"
+    return f"Internal covariate shift is {size}: {said}{beside}"
 
 
 def _about_shift(history: History, serious: list[Finding], why_not: dict[str, str]) -> str:
@@ -98,4 +99,4 @@ def _subject(rule: str) -> str:
 
 
 def _listed(parts: list[str]) -> str:
-    return " and ".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
