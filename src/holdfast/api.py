@@ -1,1 +1,333 @@
-"""The facade."""
+"""The facade behind `import holdfast as hf`: joins the monitor, the store, the diagnosis and the report."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from difflib import get_close_matches
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.core.errors import InputError
+from holdfast.core.finding import Diagnosis
+from holdfast.core.protocols import History
+from holdfast.core.quantity import Quantity
+from holdfast.monitor.cadence import Every
+from holdfast.monitor.watch import Mode, Watch
+from holdfast.store.reader import RunReader
+from holdfast.store.writer import RunWriter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+StrPath = str | PathLike[str]
+
+
+class Run:
+    """A run on disk: its figures, its findings, its report. It may still be growing.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        RunError: there is no readable run.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self._path = Path(fspath(path))
+        self._reader = RunReader(self._path)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._path
+
+    @property
+    def history(self) -> History:
+        """Everything recorded, as rules and figures read it."""
+        return self._reader
+
+    @property
+    def steps(self) -> int:
+        """The last optimiser step that the run knows."""
+        return self._reader.steps
+
+    @property
+    def durable_step(self) -> int:
+        """The last step that a crash cannot lose."""
+        return self._reader.durable_step
+
+    def diagnose(self) -> Diagnosis:
+        """Findings, ranked, with a verdict; see `diagnose`."""
+        return diagnose(self)
+
+    def report(self, path: StrPath = "report.html") -> Path:
+        """Write one self-contained HTML page.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from holdfast.report.write import write  # plotly loads only for who asks for a figure
+
+        return write(self.history, self.diagnose(), Path(fspath(path)))
+
+    def frame(self) -> pd.DataFrame:
+        """All readings as a tidy table, one row a reading.
+
+        Returns:
+            Columns `step`, `stream`, `module`, `port`, `leaf`, `call`, `phase`, `measure`, `lag`, `value`, `low`,
+            `high`, `noise_floor`, `n`, `unit`, `site`. Loss, gradient norm and the values of your own stand in it
+            too, with the name as `measure` and no site.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise InputError("pandas", "a Python without it", "type: pip install 'holdfast[frame]'") from error
+        rows: list[dict[str, Any]] = []
+        for measure in self.history.measures():
+            for reading in self.history.readings(measure):
+                site = reading.site
+                low, high = reading.interval or (None, None)
+                rows.append(
+                    {
+                        "step": reading.step,
+                        "stream": site.stream,
+                        "module": site.module,
+                        "port": site.port,
+                        "leaf": site.leaf,
+                        "call": site.call,
+                        "phase": site.phase,
+                        "measure": measure,
+                        "lag": reading.lag,
+                        "value": reading.value,
+                        "low": low,
+                        "high": high,
+                        "noise_floor": reading.noise_floor,
+                        "n": reading.n,
+                        "unit": str(reading.unit),
+                        "site": str(site),
+                    }
+                )
+        for stream in self.history.streams():
+            for name in self.history.value_names(stream):
+                steps, values = self.history.values(name, stream)
+                rows += [
+                    {"step": int(step), "stream": stream, "measure": name, "value": float(value)}
+                    for step, value in zip(steps, values, strict=True)
+                ]
+        columns = ["step", "stream", "module", "port", "leaf", "call", "phase", "measure", "lag", "value"]
+        frame = pd.DataFrame(rows, columns=[*columns, "low", "high", "noise_floor", "n", "unit", "site"])
+        return frame.astype({"lag": "Int64", "call": "Int64", "n": "Int64"}).sort_values("step", kind="stable")
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._reader.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._path)!r}, steps={self.steps})"
+
+
+class LiveRun(Run):
+    """A run that is being recorded by this process; `close` (or leaving the `with` block) ends the watch.
+
+    Made by `watch`. Everything a `Run` offers works while it grows, and after it was closed.
+    """
+
+    def __init__(self, path: Path, watch: Watch) -> None:
+        self._path = path
+        self._watch = watch
+        self._opened: RunReader | None = None
+
+    @property
+    def _reader(self) -> RunReader:  # type: ignore[override]
+        if self._opened is None:
+            self._opened = RunReader(self._path)
+        return self._opened
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps seen so far."""
+        return self._watch.step
+
+    @property
+    def durable_step(self) -> int:
+        """The last step that a crash of this process cannot lose."""
+        return self._watch.sink.durable_step
+
+    def log(self, **values: float | int | Tensor) -> None:
+        """Add values of your own to the present step; `loss=` replaces the loss taken from `backward()`.
+
+        Before the optimiser's step they belong to the step under way, after it (until the next forward) to the step
+        just done.
+
+        Args:
+            values: numbers, or tensors of one element.
+        """
+        self._watch.log(**values)
+
+    def close(self) -> None:
+        """End the watch: hooks off, everything written; a second call does nothing."""
+        self._watch.close()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    run: StrPath = "runs/latest",
+    probe: Any = None,
+    every: Every = "auto",
+    budget: float = 0.01,
+    sites: Sequence[str] | None = None,
+    mode: Mode = "sampled",
+    max_elements: int = 16_384,
+    stream: str = "net",
+    strict: bool = False,
+) -> LiveRun:
+    """Watch a model in training, in any loop, unchanged.
+
+    Use it as a context manager, or call it and `close` what it returns. The loss is taken from the root of
+    `backward()`, or given by `run.log(loss=…)`.
+
+    Args:
+        model: the network; compiled or wrapped for distribution is fine.
+        optimizer: steps its parameters; each of its steps is a step of the run.
+        run: folder to record into; a second run in the same folder becomes a new attempt.
+        probe: a batch kept out of training, as the model takes it (a tensor, a tuple of positional or a dict of keyword
+            arguments), 64 to 256 samples; without it there is no drift at lags beyond 1.
+        every: observe every so many steps, or `"auto"`: as often as `budget` allows.
+        budget: with `"auto"`, the monitor's largest share of the bare run's time.
+        sites: layers to observe, as shell patterns over module paths (`"encoder.*"`); all when `None`.
+        mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all.
+        max_elements: of one tensor, in sampled mode.
+        stream: the model's name in the run, for runs of several models.
+        strict: raise errors of the monitor's own instead of going on without the part that failed.
+
+    Returns:
+        The run, recording.
+
+    Raises:
+        WatchError: the model has no parameters, is watched already, or does not accept the probe; the optimiser is
+            not this model's.
+        RunError: the folder cannot be written.
+        InputError: an option is not usable.
+    """
+    path = Path(fspath(run))
+    watching = Watch(
+        model,
+        optimizer,
+        lambda: RunWriter(path),
+        name=str(path),
+        stream=stream,
+        probe=probe,
+        every=every,
+        budget=budget,
+        sites=sites,
+        mode=mode,
+        max_elements=max_elements,
+        folder=path,
+        strict=strict,
+    )
+    return LiveRun(path, watching)
+
+
+def diagnose(run: Run | StrPath | History) -> Diagnosis:
+    """Ask every rule about a run.
+
+    Args:
+        run: a run, its folder, or any history.
+
+    Returns:
+        The findings, ranked; the verdict; what could not be decided, and what was not seen.
+
+    Raises:
+        RunError: there is no readable run.
+    """
+    from holdfast.diagnosis.diagnose import diagnose as ask
+
+    if isinstance(run, Run):
+        return ask(run.history)
+    if isinstance(run, str | PathLike):
+        with Run(run) as opened:
+            return ask(opened.history)
+    return ask(run)
+
+
+def explain(name: str) -> str:
+    """The card of a rule, a measure, a treatment or a normaliser.
+
+    Args:
+        name: such as `"shifting-input"`, `"parameter-drift"`, `"insert-norm"`.
+
+    Returns:
+        The card's text.
+
+    Raises:
+        InputError: nothing has that name; the nearest names are given.
+    """
+    cards = _cards()
+    if name not in cards:
+        near = get_close_matches(name, cards, n=3, cutoff=0.4) or sorted(cards)[:3]
+        raise InputError(
+            "the name of a rule, measure, treatment or normaliser",
+            repr(name),
+            f"try: holdfast explain {near[0]}" + (f" (or {', '.join(near[1:])})" if len(near) > 1 else ""),
+        )
+    return cards[name]
+
+
+def card_names() -> dict[str, list[str]]:
+    """Every name that `explain` knows, by family."""
+    return {family: sorted(_family(family)) for family in _FAMILIES}
+
+
+# A card is the docstring of the file's public thing where that has one of its own, else of the file.
+_FAMILIES = ("diagnosis", "measures", "treatments", "norms")
+
+
+def _cards() -> dict[str, str]:
+    return {name: text for family in _FAMILIES for name, text in _family(family).items()}
+
+
+def _family(family: str) -> dict[str, str]:
+    package = importlib.import_module(f"holdfast.{family}")
+    if family == "diagnosis":
+        cards = {rule.name: inspect.getdoc(type(rule)) for rule in package.RULES}
+    elif family == "treatments":
+        cards = {name: inspect.getdoc(treatment) for name, treatment in package.TREATMENTS.items()}
+    elif family == "measures":
+        modules = [
+            importlib.import_module(info.name) for info in pkgutil.iter_modules(package.__path__, "holdfast.measures.")
+        ]
+        cards = {
+            name: inspect.getdoc(module)
+            for module in modules
+            for name in {quantity.name for quantity in vars(module).values() if isinstance(quantity, Quantity)}
+        }
+    else:
+        cards = {name: inspect.getdoc(getattr(package, name)) for name in vars(package) if name[0].isupper()}
+    return {name: text for name, text in cards.items() if text}

@@ -32,6 +32,12 @@ def test_an_elementwise_layer_inherits_its_producers_layout():
     assert layout_of(nn.ReLU(), torch.zeros(5, 4, 7), after_conv1d) == Layout(0, 1)
 
 
+def test_a_recurrent_layers_states_have_their_samples_second():
+    for module in (nn.LSTM(4, 4, 2), nn.GRU(4, 4, 2, batch_first=True)):
+        assert layout_of(module, torch.zeros(2, 5, 4), leaf="1.0") == Layout(1, 2)
+        assert layout_of(module, torch.zeros(2, 4), leaf="1") is None
+
+
 def test_a_scalar_has_no_layout():
     assert layout_of(nn.ReLU(), torch.tensor(1.0)) is None
 

@@ -52,7 +52,7 @@ class Layout:
     channels: int | None
 
 
-def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None) -> Layout | None:
+def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None, *, leaf: str = "") -> Layout | None:
     """The layout of a tensor that a module takes or gives.
 
     Convolutions, batch-statistics normalisers and poolings keep features on axis 1; linear layers, layer
@@ -64,9 +64,10 @@ def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None
         module: the layer.
         tensor: its input, output, or the gradient at one of these.
         inherited: layout of the layer that made the tensor, when it is known.
+        leaf: path of the tensor in a nested value: a recurrent layer's states have other axes than its sequence.
 
     Returns:
-        The layout, or `None` for a tensor without axes.
+        The layout, or `None` for a tensor without axes, and for recurrent states without a batch.
 
     Example:
         >>> import torch
@@ -79,6 +80,8 @@ def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None
         return None
     if tensor.ndim == 1:
         return Layout(0, None)
+    if isinstance(module, nn.RNNBase) and leaf not in {"", "0"}:
+        return Layout(1, 2) if tensor.ndim == 3 else None  # (layers, samples, features)
     if tensor.ndim == 2:
         return Layout(0, 1)
     time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first

@@ -1,0 +1,111 @@
+"""Readings of parameters, their gradients and their updates at an optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.core.reading import Reading
+from holdfast.core.site import Site
+from holdfast.measures.gradient_norm import gradient_norm
+from holdfast.measures.update_ratio import update_ratio
+from holdfast.measures.weight_norm import weight_norm
+
+
+class Parameters:
+    """The parameters of a model that an optimiser steps, each once, under its first name.
+
+    Args:
+        model: the model watched.
+        optimizer: its optimiser.
+        stream: name of the model.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, stream: str) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._stream = stream
+        self._before: list[Tensor] = []
+        self.scan()
+
+    def scan(self) -> None:
+        """Look again which parameters there are: layers are unfrozen and replaced while training goes on."""
+        stepped = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        self._named = [
+            (name, parameter)
+            for name, parameter in self._model.named_parameters()
+            if id(parameter) in stepped and parameter.is_floating_point()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def hold(self) -> None:
+        """Keep the weights as they are before the step."""
+        self.scan()
+        self._before = [_local(parameter).detach().clone() for _, parameter in self._named]
+
+    def global_gradient_norm(self) -> float | None:
+        """L2 norm of all gradients together; `None` when there is none."""
+        gradients = [_local(each.grad) for _, each in self._named if each.grad is not None and not each.grad.is_sparse]
+        return float(nn.utils.get_total_norm(gradients)) if gradients else None
+
+    def nonfinite_gradients(self) -> list[str]:
+        """Names of the parameters whose gradient is not finite."""
+        return [
+            name
+            for name, parameter in self._named
+            if parameter.grad is not None and not bool(torch.isfinite(_local(parameter.grad)).all())
+        ]
+
+    def readings(self, step: int) -> list[Reading]:
+        """Gradient norm, weight norm and update ratio of each parameter, after the step.
+
+        Args:
+            step: the step just done; `hold` was called before it.
+
+        Returns:
+            Three readings a parameter (no gradient norm where there is no gradient).
+        """
+        if len(self._before) != len(self._named):
+            return []
+        now = [_local(parameter).detach() for _, parameter in self._named]
+        # A tensor kept from before the step becomes the update; nothing else is copied.
+        updates = self._before
+        torch._foreach_neg_(updates)
+        torch._foreach_add_(updates, now)
+        self._before = []
+        with_gradient = [
+            (place, _local(parameter.grad))
+            for place, (_, parameter) in enumerate(self._named)
+            if parameter.grad is not None and not parameter.grad.is_sparse
+        ]
+        gradient_norms = dict(
+            zip((place for place, _ in with_gradient), _norms([each for _, each in with_gradient]), strict=True)
+        )
+        readings: list[Reading] = []
+        for place, ((name, _), weight, change) in enumerate(
+            zip(self._named, _norms(now), _norms(updates), strict=True)
+        ):
+            module, _, leaf = name.rpartition(".")
+            site, n = Site(module, "weight", self._stream, leaf), now[place].numel()
+            if place in gradient_norms:
+                readings.append(gradient_norm(gradient_norms[place], site=site.at(port="weight_grad"), step=step, n=n))
+            readings.append(weight_norm(weight, site=site, step=step, n=n))
+            readings.append(update_ratio(change, weight, site=site.at(port="update"), step=step, n=n))
+        return readings
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """L2 norm of each, one transfer for all."""
+    if not tensors:
+        return []
+    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).tolist()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a distributed tensor, any other tensor itself: a norm of the whole would be a collective."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

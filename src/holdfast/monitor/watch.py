@@ -1,0 +1,565 @@
+"""`Watch`: attaches to a model and its optimiser, observes steps of training, and never breaks it."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from holdfast.core.errors import HoldfastError, WatchError
+from holdfast.core.event import Event, EventKind
+from holdfast.core.protocols import Sink
+from holdfast.core.reading import Reading
+from holdfast.core.record import StepRecord
+from holdfast.core.site import Site
+from holdfast.core.structure import Structure
+from holdfast.live.hooks import HookSet
+from holdfast.live.inner import inner_model
+from holdfast.live.leaves import observed_leaves
+from holdfast.live.replay import Call, record_call, replay
+from holdfast.live.structure import extract
+from holdfast.monitor.cadence import Cadence, Every
+from holdfast.monitor.drift import paired_drift
+from holdfast.monitor.fixed_probe import FixedProbe
+from holdfast.monitor.loss_tap import TAP
+from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
+from holdfast.monitor.observer import Observer, roles
+from holdfast.monitor.parameters import Parameters
+from holdfast.monitor.site_readings import Past, site_readings
+from holdfast.stats.features import Features
+
+Mode = Literal["sampled", "exact"]
+
+# Models under watch, and the name of the run that watches each.
+_WATCHED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+class Watch:
+    """Watches one model in training.
+
+    An optimiser step is a step of the run. Loss, global gradient norm and learning rate are kept at every step; at
+    the steps that the cadence chooses, every leaf layer's inputs, outputs and output gradients are read, and two
+    probes tell how far the parameters alone moved what the layers see: the *step probe* forwards the batch just
+    trained on once more after the step (same random numbers), the *fixed probe* forwards a batch kept out of
+    training at lags of 1, 10, 100 and 1,000 steps (training mode: normalisers use the probe's own statistics;
+    dropout masks are the same each time). Both leave parameters, buffers, gradients and random generators bit for
+    bit as they were.
+
+    An error of the monitor's own detaches the part that failed, is recorded, and is warned of once; training goes on.
+
+    Args:
+        model: the network; a compiled or distributed one is watched inside its wrapper.
+        optimizer: steps the model's parameters.
+        open_sink: makes the sink for the records; called once everything else was found in order.
+        name: what the run is called in messages.
+        stream: name of the model in the run.
+        probe: a batch kept out of training: a tensor, a tuple of positional or a dict of keyword arguments.
+        every: observe every so many steps, or `"auto"`: as often as `budget` allows.
+        budget: the monitor's largest share of the bare run's time, with `"auto"`.
+        sites: module paths to observe, as shell patterns; all leaves when `None`.
+        mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all.
+        max_elements: of one tensor, in sampled mode.
+        folder: where batches that broke the loss are kept; nowhere when `None`.
+        strict: raise the monitor's own errors (for tests).
+
+    Raises:
+        WatchError: the model has no parameters, is watched already, does not accept the probe, or the optimiser
+            steps none of its parameters.
+        InputError: an option is not usable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        open_sink: Callable[[], Sink],
+        *,
+        name: str,
+        stream: str = "net",
+        probe: Any = None,
+        every: Every = "auto",
+        budget: float = 0.01,
+        sites: Sequence[str] | None = None,
+        mode: Mode = "sampled",
+        max_elements: int = 16_384,
+        folder: Path | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._model = inner_model(model)
+        self._optimizer = optimizer
+        self._stream = stream
+        self._folder = folder
+        self._strict = strict
+        self._pid = os.getpid()
+        self._random = random.Random(0)
+        self._broken: set[str] = set()
+        self._events: list[Event] = []
+        self._step = 0
+        self._observing = False
+        self._closed = False
+        self._call: Call | None = None
+        self._held: StepRecord | None = None
+        self._logged: dict[str, float] = {}
+        self._loss: float | None = None
+        self._nonfinite = False
+        self._structure: Structure | None = None
+        self._past = Past()
+        self._evals = 0
+
+        _check(self._model, optimizer)
+        self._cadence = Cadence(every, budget)
+        self._parameters = Parameters(self._model, optimizer, stream)
+        leaves = _chosen(observed_leaves(self._model), sites)
+        probe_call = _probe_call(probe)
+        structure = self._first_structure(probe_call)
+        self._leaves = leaves
+        self._roles = roles(leaves, structure)
+        self._observer = Observer(
+            leaves,
+            stream=stream,
+            max_elements=max_elements if mode == "sampled" else None,
+            saturating=self._roles.saturating,
+            failed=self._layer_failed,
+            timed=lambda: self._cadence.timed("hooks"),
+        )
+        self._fixed = None if probe_call is None else FixedProbe(lambda: self._forward_probe(probe_call))
+
+        self.sink = open_sink()
+        self._describe(structure, seen=probe_call is not None)
+        # Nothing above this line touched the model; from here on `close` takes everything back.
+        _WATCHED[self._model] = name
+        self._root_hooks = HookSet()
+        self._root_hooks.pre(self._model, self._forward_begins)
+        self._root_hooks.attach()
+        self._step_hooks = (
+            optimizer.register_step_pre_hook(self._step_begins),
+            optimizer.register_step_post_hook(self._step_ends),
+        )
+        TAP.open()
+        self._guard("fixed probe", self._prepare_next)
+
+    # What the user calls
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps seen so far."""
+        return self._step
+
+    def log(self, **values: float | int | Tensor) -> None:
+        """Add values of your own to the present step; `loss=` replaces the loss taken from `backward()`.
+
+        Before the optimiser's step they belong to the step under way, after it (until the next forward) to the step
+        just done.
+
+        Args:
+            values: numbers, or tensors of one element.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        if self._held is not None:
+            self._held = replace(self._held, values={**self._held.values, **numbers})
+        else:
+            self._logged.update(numbers)
+
+    def close(self) -> None:
+        """Take every hook off and write what is still held; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:
+            return
+        TAP.close()
+        for handle in self._step_hooks:
+            handle.remove()
+        self._root_hooks.close()
+        self._observer.close()
+        _WATCHED.pop(self._model, None)
+        self._guard("account", self._write_account)
+        self.sink.close()
+
+    # What the hooks call
+
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            return  # a checkpoint recomputes: not a pass of its own
+        with self._cadence.timed("hooks"):
+            self._guard("forward", self._begin_pass, module, args, kwargs)
+
+    def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._flush()
+        if module.training and torch.is_grad_enabled():
+            self._call = record_call(args, kwargs, python=self._observing, numpy=self._observing)
+            if self._observing:
+                self._observer.begin_pass("train")
+        elif self._observing:
+            # One evaluation pass per observed step tells as much as all of them.
+            self._evals += 1
+            self._observer.begin_pass("eval", reading=self._evals == 1)
+
+    def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if os.getpid() != self._pid:
+            return
+        with self._cadence.timed("hooks"):
+            self._guard("step", self._before_step, _has_closure(args, kwargs))
+
+    def _before_step(self, closure: bool) -> None:
+        self._flush()
+        # A closure is evaluated inside the step: its loss is not known yet.
+        self._loss = None if closure else TAP.take()
+        loss = self._logged.get("loss", self._loss)
+        if loss is not None and not math.isfinite(loss):
+            self._guard("non-finite replay", self._locate, loss)
+        if self._observing:
+            self._guard("parameters", self._parameters.hold)
+
+    def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if os.getpid() != self._pid:
+            return
+        self._step += 1
+        self._guard("step", self._after_step, _has_closure(args, kwargs))
+        if self._observing:
+            self._cadence.observed()
+        self._guard("fixed probe", self._prepare_next)
+
+    def _after_step(self, closure: bool) -> None:
+        with self._cadence.timed("hooks"):
+            values = self._values(closure)
+        readings: list[Reading] = []
+        summaries: dict[Site, Any] = {}
+        channels: dict[Site, Any] = {}
+        if self._observing:
+            self._observer.detach()
+            seen, gradients = self._observer.observations, self._observer.gradients
+            if self._structure is None or not self._structure.order:
+                self._guard("structure", self._see_structure)
+            drifts = self._guard("step probe", self._step_probe, seen) or []
+            with self._cadence.timed("measures"):
+                found = self._guard("measures", self._site_readings, seen, gradients, drifts)
+                readings = [*(found or []), *drifts]
+                readings += self._guard("parameters", self._parameters.readings, self._step) or []
+            if self._fixed is not None:
+                readings += self._guard("fixed probe", self._fixed.read, self._step) or []
+            keep = self._kept_outputs()
+            for site, observation in seen.items():
+                if site.port == "input" or site.module in keep:
+                    summaries[site] = observation.summary
+                    channels[site] = observation.channels
+            summaries.update((site, gradient.summary) for site, gradient in gradients.items())
+        self._held = StepRecord(
+            self._step,
+            self._stream,
+            values,
+            summaries,
+            channels,
+            tuple(readings),
+            events=tuple(self._events),
+            pinned=self._cadence.alarmed(self._step),
+        )
+        self._events.clear()
+
+    def _prepare_next(self) -> None:
+        """Decide whether the next step is observed, and make ready for it."""
+        self._observing = "step" not in self._broken and self._cadence.wants(self._step + 1)
+        if not self._observing:
+            self._observer.detach()
+            return
+        if self._fixed is not None and "fixed probe" not in self._broken and not self._fixed.holds(self._step):
+            self._fixed.hold(self._step)
+        self._observer.begin(self._random.random())
+        self._evals = 0
+        self._observer.attach()
+
+    # Parts of an observed step
+
+    def _values(self, closure: bool) -> dict[str, float]:
+        loss = TAP.take(first=True) if closure else self._loss
+        if closure and loss is not None and not math.isfinite(loss):
+            self._guard("non-finite replay", self._locate, loss)
+        values: dict[str, float] = {} if loss is None else {"loss": loss}
+        norm = self._parameters.global_gradient_norm()
+        if norm is not None:
+            values["gradient-norm"] = norm
+            if not math.isfinite(norm) and not self._nonfinite:
+                self._nonfinite_gradient(norm)
+        rate = self._optimizer.param_groups[0].get("lr")
+        if rate is not None:
+            values["learning-rate"] = float(rate)
+        values.update(self._logged)
+        self._logged.clear()
+        return values
+
+    def _step_probe(self, seen: Mapping[Site, Any]) -> list[Reading]:
+        """Forward the batch just trained on once more, and compare sample by sample."""
+        call = self._call
+        if call is None:
+            self._note("step probe", "the model's own forward was not called in training mode with gradients")
+            return []
+        if not call.intact:
+            self._note("step probe", "the batch was changed in place after the forward")
+            return []
+        with self._cadence.timed("probes"):
+            reference = {site: each.features for site, each in seen.items() if site.phase == "train"}
+            self._observer.observations = {}
+            self._observer.begin_pass("train")
+            self._replay(call, "as it was")
+            current = {site: each.features for site, each in self._observer.observations.items()}
+            return paired_drift(reference, current, step=self._step, lag=1)
+
+    def _forward_probe(self, call: Call) -> dict[Site, Features]:
+        with self._cadence.timed("probes"):
+            if self._call is not None:
+                call = replace(call, autocast=self._call.autocast)
+            # The same positions each time: what is compared is the same part of the same tensors.
+            self._observer.begin(0.5)
+            self._observer.begin_pass("probe")
+            self._replay(call, "train")
+            seen = {site: each.features for site, each in self._observer.observations.items()}
+            self._observer.begin(0.0)
+            return seen
+
+    def _replay(self, call: Call, mode: Literal["as it was", "train"]) -> None:
+        self._root_hooks.detach()
+        self._observer.attach()
+        try:
+            replay(self._model, call, mode=mode)
+        finally:
+            self._observer.detach()
+            self._root_hooks.attach()
+
+    def _site_readings(self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], drifts: list[Reading]) -> Any:
+        return site_readings(
+            seen,
+            gradients,
+            drifts,
+            past=self._past,
+            structure=self._structure,
+            roles=self._roles,
+            step=self._step,
+        )
+
+    def _kept_outputs(self) -> frozenset[str]:
+        """Layers whose output has statistics of its own: rectifiers (dead units) and the last layer."""
+        last = self._structure.order[-1:] if self._structure else ()
+        return self._roles.rectifiers.union(last)
+
+    # Structure
+
+    def _first_structure(self, probe: Call | None) -> Structure:
+        if probe is not None:
+            self._try_probe(probe)
+        return extract(self._model, self._optimizer, stream=self._stream, call=probe)
+
+    def _try_probe(self, probe: Call) -> None:
+        try:
+            replay(self._model, probe, mode="train")
+        except HoldfastError:
+            raise
+        except Exception as exception:
+            raise WatchError(
+                "a probe that the model's forward accepts",
+                f"{_shapes(probe)}, on which the forward raised {type(exception).__name__}: {exception}",
+                "type: probe=inputs[:64], with inputs as the training loop passes them to the model",
+            ) from exception
+
+    def _see_structure(self) -> None:
+        """Extract the structure from the batch just trained on: there was no probe to do it before."""
+        if self._call is None or not self._call.intact:
+            return
+        with self._cadence.timed("probes"):
+            self._root_hooks.detach()
+            try:
+                structure = extract(self._model, self._optimizer, stream=self._stream, call=self._call)
+            finally:
+                self._root_hooks.attach()
+        self._roles = roles(self._leaves, structure)
+        self._observer.saturating = self._roles.saturating
+        self._describe(structure, seen=True)
+
+    def _describe(self, structure: Structure, *, seen: bool) -> None:
+        self._structure = structure
+        if seen:
+            self.sink.describe(structure)
+
+    # What goes wrong
+
+    def _locate(self, loss: float) -> None:
+        """Replay the batch whose loss is not finite, name the first operation that broke, and keep the batch."""
+        self._cadence.alarm(self._step + 1)
+        if self._nonfinite:
+            return
+        self._nonfinite = True
+        step = self._step + 1
+        call = self._call if self._call is not None and self._call.intact else None
+        kept = keep_batch(self._folder, step, call) if self._folder is not None and call is not None else None
+        with self._cadence.timed("probes"):
+            self._root_hooks.detach()
+            self._observer.detach()
+            try:
+                self._events.append(nonfinite_event(self._model, call, loss, step=step, kept=kept))
+            finally:
+                self._root_hooks.attach()
+                if self._observing:
+                    self._observer.attach()
+
+    def _nonfinite_gradient(self, norm: float) -> None:
+        self._nonfinite = True
+        self._cadence.alarm(self._step)
+        names = self._parameters.nonfinite_gradients()
+        # The gradient flows from the last layer back: what is broken latest in the order of execution broke first.
+        where = names[-1] if names else ""
+        detail = f"the gradient of {where!r} is not finite, while the loss is" if where else "their sum overflows"
+        self._event(
+            "nonfinite",
+            f"the gradient norm became {norm} at step {self._step}: {detail}",
+            data={"where": where, "operation": "backward", "kind": "gradient", "detail": detail},
+        )
+
+    def _guard(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a part of the monitor; when it fails, leave that part out from then on."""
+        if part in self._broken:
+            return None
+        try:
+            return function(*args)
+        except Exception as exception:
+            self._failed(part, exception)
+            return None
+
+    def _failed(self, part: str, exception: Exception) -> None:
+        if self._strict:
+            raise exception
+        first = not self._broken
+        self._broken.add(part)
+        where = "".join(traceback.format_exception(exception)[-2:]).strip()
+        sentence = f"{part} failed and is left out from now on: {type(exception).__name__}: {exception}"
+        self._event("monitor-error", sentence, data={"part": part, "traceback": where})
+        if first:
+            warnings.warn(
+                f"holdfast: {sentence} (training goes on; see the run's events)", RuntimeWarning, stacklevel=2
+            )
+
+    def _layer_failed(self, path: str, exception: Exception) -> None:
+        self._failed(f"reading {path!r}", exception)
+
+    def _note(self, part: str, reason: str) -> None:
+        """Say once, in the run, why a part gives nothing."""
+        if part not in self._broken:
+            self._broken.add(part)
+            self._event("monitor-error", f"no {part}: {reason}", data={"part": part})
+
+    def _event(
+        self, kind: EventKind, message: str, *, data: Mapping[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        self._events.append(Event(self._step if step is None else step, kind, message, data=dict(data or {})))
+
+    # Hand-off
+
+    def _flush(self) -> None:
+        """Hand the record of the last step on: nothing can be added to it any more."""
+        if self._held is not None:
+            record, self._held = self._held, None
+            with self._cadence.timed("hand_off"):
+                self._guard("hand-off", self.sink.write, record)
+
+    def _write_account(self) -> None:
+        account = self._cadence.closed()
+        asked = (
+            f"at most {self._cadence.budget:.1%} of the bare run"
+            if self._cadence.every == "auto"
+            else f"every {self._cadence.every} steps"
+        )
+        self._event(
+            "cadence",
+            f"observed {account.observed} of {self._step} steps; asked {asked}, took {account.overhead:.1%}",
+            data={
+                "every": self._cadence.every,
+                "budget": self._cadence.budget,
+                "overhead": account.overhead,
+                "observed": account.observed,
+                "steps": self._step,
+                "seconds": {
+                    "run": account.run,
+                    "hooks": account.hooks,
+                    "measures": account.measures,
+                    "probes": account.probes,
+                    "hand-off": account.hand_off,
+                },
+            },
+        )
+        held = self._held or StepRecord(self._step, self._stream)
+        self._held = replace(held, events=(*held.events, *self._events))
+        self._flush()
+
+
+def _check(model: nn.Module, optimizer: Optimizer) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise WatchError(
+            "a torch.optim.Optimizer", f"a {type(optimizer).__name__}", "type: hf.watch(model, torch.optim.SGD(...))"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not own:
+        raise WatchError(
+            "a model with parameters",
+            f"{type(model).__name__} without any",
+            "type: hf.watch(the_model_you_train, optimizer)",
+        )
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise WatchError(
+            "the optimiser of this model",
+            f"{type(optimizer).__name__} that steps none of its parameters",
+            "type: optimizer = torch.optim.SGD(model.parameters(), lr=0.1) for the model that you watch",
+        )
+    if model in _WATCHED:
+        raise WatchError(
+            "a model that nobody watches",
+            f"one that the run {_WATCHED[model]!r} watches already",
+            "call .close() on that run first",
+        )
+
+
+def _chosen(leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None) -> list[tuple[str, nn.Module]]:
+    if patterns is None:
+        return leaves
+    chosen = [(path, module) for path, module in leaves if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    if not chosen:
+        known = ", ".join(repr(path) for path, _ in leaves[:5])
+        raise WatchError(
+            "sites that name at least one layer",
+            f"{list(patterns)!r}, which match none",
+            f"choose among {known}{', …' if len(leaves) > 5 else ''}",
+        )
+    return chosen
+
+
+def _probe_call(probe: Any) -> Call | None:
+    """The probe as a call, on copies: a loader may reuse the memory of the batch."""
+    if probe is None:
+        return None
+    own = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, probe)
+    if isinstance(own, dict):
+        return record_call((), own)
+    return record_call(tuple(own) if isinstance(own, tuple | list) else (own,), {})
+
+
+def _shapes(call: Call) -> str:
+    parts = [
+        f"{'' if name is None else f'{name}='}{tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__}"
+        for name, each in [*((None, arg) for arg in call.args), *call.kwargs.items()]
+    ]
+    return f"a probe of {', '.join(parts)}" if parts else "an empty probe"
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    # `args` starts with the optimiser itself in the hooks of some versions of torch.
+    return kwargs.get("closure") is not None or any(callable(each) and not isinstance(each, Optimizer) for each in args)
