@@ -94,7 +94,7 @@ def make_run(
 def _readings(place: Site, kind: str, step: int, depth: int, total: int, numbers: np.random.Generator) -> list[Reading]:
     sd, ratio = Unit.REFERENCE_SD, Unit.RATIO
     deep = depth / total
-    drift = 0.0 if depth == 0 else 0.02 * np.exp(3 * deep + 0.3 * numbers.normal()) * (1.2 - step / 500)
+    drift = 0.0 if depth == 0 else float(0.02 * np.exp(3 * deep + 0.3 * numbers.normal()) * (1.2 - step / 500))
     floor = 0.02 + 0.01 * numbers.random()
     probe = place.at(phase="probe")
     output, gradient = place.at(port="output"), place.at(port="grad_output")

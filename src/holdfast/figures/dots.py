@@ -73,7 +73,7 @@ def add_dots(
             mode="markers",
             marker={"symbol": "x", "size": 9, "color": ALERT},
             customdata=_boxes(broken),
-            hovertemplate="%{customdata}<extra></extra>",
+            hovertemplate="<b>%{y}</b>, %{customdata}<extra></extra>",
             name=f"{name}, not finite",
             **where,
         )
@@ -142,4 +142,4 @@ def _bars(readings: Sequence[Reading], least: float) -> dict[str, object] | None
 
 
 def _boxes(rows: Sequence[tuple[str, Reading]]) -> list[str]:
-    return [f"<b>{safe(each.site.label)}</b>, step {each.step}<br>{described(each)}" for _, each in rows]
+    return [f"step {each.step}<br>{described(each)}" for _, each in rows]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
@@ -119,8 +118,8 @@ def _details(grid: _Grid, shape: tuple[int, int], unit: str, remark: str) -> dic
             kept.append(index)
             lines.append(figures[name])
     text = "<br>".join(filter(None, [*lines, remark and f"<b>{remark}</b>"]))
-    for place, index in enumerate(kept):
-        text = text.replace(f"%{{{list(figures)[index]}:", f"%{{customdata[{place}]:")
+    for slot, index in enumerate(kept):
+        text = text.replace(f"%{{{list(figures)[index]}:", f"%{{customdata[{slot}]:")
     return {"customdata": columns[..., kept], "hovertemplate": text + "<extra></extra>"}
 
 

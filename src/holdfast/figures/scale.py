@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from holdfast.figures.wording import number
 
 # greatest number of decades → ticks in each
-_STEPS = (
+_STEPS: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0.3, (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)),
     (0.9, (1, 1.5, 2, 3, 5, 7)),
     (3.0, (1, 2, 5)),
@@ -33,9 +33,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
     """
     decades = math.log10(high / low)
-    leading = (
-        (1, 1.5, 2, 3, 5, 7) if decades <= 0.8 else (1, 2, 5) if decades <= 3 else (1, 3) if decades <= 5 else (1,)
-    )
+    leading = next((steps for most, steps in _STEPS if decades <= most), (1,))
     every = max(1, math.ceil(decades / 10))
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     ticks = [each * 10.0**decade for decade in range(first, last + 1) if decade % every == 0 for each in leading]

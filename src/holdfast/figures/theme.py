@@ -17,7 +17,7 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberat
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 
 # A trace that names no colour takes these in turn, so that a change of template alone changes the theme.
-_COLOURS: dict[Theme, tuple[str, ...]] = {
+_COLOURS: dict[str, tuple[str, ...]] = {
     "light": (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY),
     "dark": (SKY, ORANGE, "#2FBF95", PURPLE, "#F2855A", "#8FA9FF"),
 }
@@ -40,13 +40,13 @@ SEQUENTIAL = "Viridis"
 SEVERITY_COLOURS = {"critical": "#D5401F", "warning": "#D98A00", "info": "#3A8FC4"}
 SEVERITY_SYMBOLS = {"critical": "x", "warning": "triangle-up", "info": "circle"}
 
-_INK: dict[Theme, dict[str, str]] = {
+_INK: dict[str, dict[str, str]] = {
     "light": {"paper": "#ffffff", "ink": "#1c2733", "quiet": "#5b6875", "grid": "#e6eaee", "line": "#b6c0ca"},
     "dark": {"paper": "#171d24", "ink": "#e4eaf0", "quiet": "#9aa8b5", "grid": "#28313b", "line": "#46525f"},
 }
 
 
-def template(theme: Theme = "light") -> go.layout.Template:
+def template(theme: str = "light") -> go.layout.Template:
     """The template of a theme.
 
     Args:

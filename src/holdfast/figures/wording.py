@@ -120,7 +120,7 @@ def shortened(text: str, length: int = 26) -> str:
         >>> shortened("encoder.layers.11.attention.output.dense")
         'e.l.11.a.output.dense'
         >>> shortened("a_name_without_any_parts_in_it", 13)
-        'a_name…s_in_it'
+        'a_name…_in_it'
     """
     parts = text.split(".")
     for index in range(len(parts) - 1):
@@ -132,7 +132,7 @@ def shortened(text: str, length: int = 26) -> str:
     if len(text) <= length:
         return text
     head = (length - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - head) :]}"
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
 def unique(names: Iterable[str]) -> list[str]:

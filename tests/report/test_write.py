@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from holdfast.core.errors import InputError
+from holdfast.core.finding import Diagnosis
+from holdfast.report.write import render, write
+from holdfast.store.memory import MemoryRun
+
+NASTY = """<script>alert(1)</script>"'/x"""
+
+
+class _Text(HTMLParser):
+    """The words of a page, and its elements."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._inside = ""
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+
+@pytest.fixture(scope="module")
+def page(run, diagnose) -> str:
+    return render(run, diagnose(run))
+
+
+def test_the_page_says_what_the_diagnosis_says(page, run, diagnose):
+    text = _Text(page).text
+    for words in (
+        "Internal covariate shift holds this run back.",
+        "1. shifting-input critical The <b>inputs</b> move.",
+        "the 8 strongest of 10 readings",
+        "holdfast explain insert-norm",
+        "dead-units : no rectifier was observed",
+        "sigmoid in layers.3 runs outside every module",
+        "1 × critical 1 × warning 1 × info 1 inconclusive",
+    ):
+        assert words in text
+    strongest = diagnose(run).findings[0].evidence[0]
+    assert f"{strongest.value:.3g}" in text
+    assert f"{strongest.noise_floor:.3g}" in text
+
+
+def test_the_severity_is_a_word_and_a_shape_and_not_only_a_colour(page):
+    icons = re.findall(r'class="badge (\w+)"><svg.*?<path d="([^"]+)"', page, re.S)
+    assert len({path for _, path in icons}) == len({severity for severity, _ in icons}) == 3
+
+
+def test_the_json_of_every_figure_is_strict(page):
+    blocks = re.findall(r'<script type="application/json" id="figure-data-\d+">(.*?)</script>', page, re.S)
+    assert len(blocks) == 5 + 3  # three ridgelines
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    for block in blocks:
+        figure = json.loads(block, parse_constant=refuse)
+        assert figure["data"]
+        assert "template" not in figure["layout"]
+
+
+def test_tables_have_scoped_heads_and_figures_have_words(page):
+    elements = _Text(page).elements
+    heads = [attributes for tag, attributes in elements if tag == "th"]
+    assert heads
+    assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
+    plots = [attributes for _, attributes in elements if attributes.get("class") == "plot"]
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"] or "") > 60 for attributes in plots)
+    levels = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_identifiers_are_unique(page):
+    names = [attributes["id"] for _, attributes in _Text(page).elements if "id" in attributes]
+    assert len(names) == len(set(names))
+
+
+def test_nothing_of_a_name_is_markup(nasty_run, diagnose):
+    page = render(nasty_run, diagnose(nasty_run))
+    assert "<script>alert" not in page
+    assert NASTY in _Text(page).text
+
+
+def test_a_run_without_anything():
+    page = _Text(render(MemoryRun("x"), Diagnosis("x", 0, "", ())))
+    assert "No verdict." in page.text
+    assert "No rule fired." in page.text
+    assert "No layer was observed." in page.text
+    assert page.text.count("no readings") >= 4
+
+
+def test_the_file_is_written_whole_and_replaces_the_old_one(tmp_path, run, diagnose):
+    target = tmp_path / "report.html"
+    target.write_text("old")
+    assert write(run, diagnose(run), target) == target
+    assert target.read_text(encoding="utf-8").endswith("</html>")
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.stat().st_size < 8e6
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_relative_path_is_taken_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write(MemoryRun("x"), Diagnosis("x", 0, "", ()), "r.html") == tmp_path / "r.html"
+
+
+@pytest.mark.parametrize(
+    ("name", "got"), [("missing/report.html", "No such file or directory"), ("folder", "Is a directory")]
+)
+def test_a_path_that_cannot_be_written(tmp_path, name, got):
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        write(MemoryRun("x"), Diagnosis("x", 0, "", ()), tmp_path / name)
+    assert str(caught.value) == (
+        f"expected a path where the report can be written; got {str(tmp_path / name)!r} ({got}); give a file in a"
+        " folder that exists and that you may write to, such as: report.html"
+    )
+    assert sorted(tmp_path.rglob("*")) == before  # no half-written file stays
+
+
+def test_a_thousand_layers_still_make_a_page_that_can_be_sent(run_of, diagnose):
+    deep = run_of([(f"encoder.blocks.{at}.output.dense", "Sigmoid") for at in range(1000)], steps=120, every=40)
+    assert len(render(deep, diagnose(deep)).encode()) < 8e6
