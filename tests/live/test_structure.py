@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from holdfast.core.structure import FunctionalCall, Structure
 from holdfast.live.replay import record_call
@@ -293,3 +294,46 @@ def test_lazy_model_is_told_and_not_run():
     structure = extract(nn.Sequential(nn.LazyLinear(2)), call=record_call((torch.ones(1, 2),), {}))
     assert structure.module("0").parameters[0].shape == ()
     assert "InputError" in structure.not_seen[0]
+
+
+def test_parts_that_cannot_be_repeated_are_still_described():
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit"):
+        traced = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    structure = extract(nn.Sequential(traced, nn.ReLU()), call=record_call((torch.ones(1, 2),), {}))
+    assert [node.path for node in structure.modules] == ["", "0", "1"]
+    assert "got a TorchScript part (Linear); watch the model before torch.jit.script" in structure.not_seen[0]
+
+
+def test_checkpoints_sparse_buffers_and_meta_tensors_are_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.register_buffer("adjacency", torch.eye(3).to_sparse())
+
+        def forward(self, x):
+            x = checkpoint(self.first, x, use_reentrant=True)
+            return self.last(torch.sparse.mm(self.adjacency, x))
+
+    x = torch.randn(3, 2, requires_grad=True)
+    assert seen(Net(), x).edges == (("", "first"), ("first", "last"))
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    assert seen(net, torch.ones(1, 2, device="meta")).edges == (("", "0"), ("0", "1"))
+
+
+def test_only_the_outermost_idle_parts_are_named():
+    net = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})
+    net["deep"] = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = net
+
+        def forward(self, x):
+            return self.parts["deep"][0](self.parts["used"](x))
+
+    assert seen(Net(), torch.ones(1, 2)).not_seen == (
+        "parts with parameters that did not run on this batch: parts.idle, parts.deep.1",
+    )

@@ -43,6 +43,7 @@ class Flow(Passage):
         self._by_storage: dict[int, dict[int, None]] = {}
         self._seen: set[Any] = set()
         self._leaf: nn.Module | None = None  # the one that runs now
+        self._places: dict[str, int] = {}
         self._given: dict[int, int] = {}  # the versions of its inputs
 
     # modules
@@ -64,6 +65,7 @@ class Flow(Passage):
         self._given = {id(tensor): tensor._version for tensor in tensors_in(inputs)}
         if path not in self._seen:
             self._seen.add(path)
+            self._places[path] = len(self.order)
             self.order.append(path)
         if not passes_through(module):
             for source in sorted(self._sources(tensors_in(inputs)), key=self._place):
@@ -129,7 +131,7 @@ class Flow(Passage):
 
     def _place(self, source: str) -> int:
         """Place in the order of execution, the model's input first."""
-        return -1 if source not in self.order else self.order.index(source)
+        return self._places.get(source, -1)
 
     def _producer(self, tensor: Tensor) -> str | None:
         origin = self._origins.get(id(tensor))

@@ -85,7 +85,7 @@ def is_leaf(module: nn.Module) -> bool:
         >>> is_leaf(nn.Linear(1, 1)), is_leaf(nn.Sequential(nn.Linear(1, 1)))
         (True, False)
     """
-    return isinstance(module, OPAQUE) or all(name == "parametrizations" for name in module._modules)
+    return isinstance(module, OPAQUE) or all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def passes_through(module: nn.Module) -> bool:

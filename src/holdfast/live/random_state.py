@@ -105,7 +105,7 @@ def generator_restorer(value: object) -> Callable[[], None] | None:
         >>> mine = torch.Generator()
         >>> restore = generator_restorer(mine)
         >>> first = torch.rand(1, generator=mine)
-        >>> restore()
+        >>> _ = restore()
         >>> first == torch.rand(1, generator=mine)
         tensor([True])
     """

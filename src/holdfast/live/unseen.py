@@ -93,18 +93,26 @@ def _functional(flow: Flow) -> Iterator[str]:
 
 def _idle(model: nn.Module, flow: Flow) -> Iterator[str]:
     """The outermost modules of which nothing ran and nothing was used."""
-    idle: list[str] = []
+    holding: set[str] = set()
+    active: set[str] = set()
     for path, _ in model.named_modules():
-        if any(path.startswith(f"{outer}.") for outer in idle):
-            continue
-        within = [
-            each for each, _ in model.named_modules() if each == path or each.startswith(f"{path}." if path else "")
-        ]
-        keys = [key for each in within for key in flow.parameters.get(each, ())]
-        if keys and not any(flow.calls.get(each) for each in within) and not any(key in flow.used for key in keys):
-            idle.append(path)
-    if idle:
-        yield f"parts with parameters that did not run on this batch: {_list(idle)}"
+        keys = flow.parameters.get(path, ())
+        if keys:
+            holding.update(_upwards(path))
+        if flow.calls.get(path) or any(key in flow.used for key in keys):
+            active.update(_upwards(path))
+    idle = [path for path, _ in model.named_modules() if path in holding and path not in active]
+    outermost = [path for path in idle if path.rpartition(".")[0] in active]
+    if outermost:
+        yield f"parts with parameters that did not run on this batch: {_list(outermost)}"
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path and those of all modules around it, the model's last."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
 
 
 def _ran(model: nn.Module, flow: Flow) -> Iterator[tuple[str, nn.Module]]:
