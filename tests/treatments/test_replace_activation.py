@@ -12,7 +12,7 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1), nn.Sigmoid())
 
 
-@pytest.mark.parametrize(("to", "kind"), [("relu", nn.ReLU), ("gelu", nn.GELU)])
+@pytest.mark.parametrize(("to", "kind"), [("auto", nn.ReLU), ("relu", nn.ReLU), ("gelu", nn.GELU)])
 def test_hidden_activations_change_and_the_output_stays(to, kind):
     model = network()
     keys = list(model.state_dict())
@@ -56,3 +56,14 @@ def test_subclasses_are_left():
 
     with pytest.raises(SurgeryError, match="a sigmoid or tanh module"):
         ReplaceActivation().plan(nn.Sequential(nn.Linear(2, 2), Gate(), nn.Linear(2, 2)), None)
+
+
+def test_a_relu_becomes_a_gelu_only_when_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    receipt = ReplaceActivation().plan(model, None).apply()
+    assert [type(model[i]) for i in (1, 3)] == [nn.ReLU, nn.ReLU]
+    receipt.undo()
+    ReplaceActivation().plan(model, None, [Site("1", "output"), Site("3", "input")]).apply()
+    assert [type(model[i]) for i in (1, 3)] == [nn.GELU, nn.ReLU]
+    with pytest.raises(SurgeryError, match="a sigmoid or tanh module"):
+        ReplaceActivation("relu").plan(model, None, [Site("3", "output")])

@@ -20,18 +20,27 @@ _SATURATING: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid,
 _CLASSES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
+def _choose(module: nn.Module, to: Literal["auto", "relu", "gelu"], named: bool) -> type[nn.Module] | None:
+    """What takes an activation's place; `None` when it stays. A ReLU changes only when it is named."""
+    if type(module) in _SATURATING:
+        return _CLASSES["relu" if to == "auto" else to]
+    return nn.GELU if named and type(module) is nn.ReLU and to != "relu" else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplaceActivation:
-    """Exchanges sigmoid and tanh modules for ReLU or GELU.
+    """Exchanges sigmoid and tanh modules for ReLU or GELU, and dying ReLUs for GELU.
 
     What it does:
         Each named `nn.Sigmoid`, `nn.Tanh`, `nn.Hardsigmoid`, `nn.Hardtanh` or `nn.Softsign` becomes `nn.ReLU` or
-        `nn.GELU`; without sites, each that has a layer with weights behind it, so that an output activation stays.
-        Weights and the optimiser are left alone; no key of the state_dict changes.
+        `nn.GELU`, each named `nn.ReLU` becomes `nn.GELU`. Without sites: each of the former that has a layer with
+        weights behind it, so that an output activation stays. Weights and the optimiser are left alone; no key of
+        the state_dict changes.
 
     When it helps:
         When units sit on the flat ends of their activation: a sigmoid passes at most 1/4 of its gradient, ten of
-        them at most 1e-6, while a rectifier passes all of it wherever it is open.
+        them at most 1e-6, while a rectifier passes all of it wherever it is open. A ReLU that is shut for every
+        sample passes nothing and stays shut; a GELU always passes a little.
 
     When it is wrong:
         When the bound is wanted: a gate, a probability, an output in [−1, 1]. On a trained network, whose weights
@@ -49,7 +58,7 @@ class ReplaceActivation:
         Sigmoid()
 
     Args:
-        to: the activation to put in.
+        to: the activation to put in; `"auto"` is ReLU for those that saturate and GELU for a ReLU.
         batch: what the model is called with; then the receipt states the error, and order is that of execution.
 
     References:
@@ -59,7 +68,7 @@ class ReplaceActivation:
 
     name = "replace-activation"
 
-    to: Literal["relu", "gelu"] = "relu"
+    to: Literal["auto", "relu", "gelu"] = "auto"
     batch: Batch | None = None
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
@@ -77,7 +86,6 @@ class ReplaceActivation:
             SurgeryError: no activation qualifies, or the model cannot be operated on.
         """
         check_model(model)
-        make = _CLASSES[self.to]
         targets = self._targets(model, sites)
         if not targets:
             raise SurgeryError(
@@ -85,17 +93,20 @@ class ReplaceActivation:
                 "none among " + (", ".join(site.module or "the model" for site in sites) or "the model's modules"),
                 "activations called as functions are changed in the script itself",
             )
-        for path, module in targets:
+        for path, module, _ in targets:
             check_place(model, module, path)
+        chosen = {id(module): make for _, module, make in targets}
         diff, source = [], []
-        for path, module in targets:
+        for path, module, _ in targets:
+            make = chosen[id(module)]
             diff += [f"- {path}: {one_line(module)}", f"+ {path}: {one_line(make())}"]
             places = [expression(model, each) for each in paths_of(model, module)]
             source.append(f"{' = '.join(places)} = nn.{make.__name__}()")
-        chosen = {id(module) for _, module in targets}
 
         def change() -> Change:
-            surgery = operate(model, optimizer, lambda module, _: make() if id(module) in chosen else None)
+            surgery = operate(
+                model, optimizer, lambda module, _: chosen[id(module)]() if id(module) in chosen else None
+            )
             if len(surgery.replacements) != len(chosen):
                 surgery.undo()
                 raise SurgeryError("the model as it was planned for", "one that changed since", "plan again")
@@ -103,9 +114,12 @@ class ReplaceActivation:
 
         return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
 
-    def _targets(self, model: nn.Module, sites: Sequence[Site]) -> list[tuple[str, nn.Module]]:
+    def _targets(self, model: nn.Module, sites: Sequence[Site]) -> list[tuple[str, nn.Module, type[nn.Module]]]:
         if sites:
-            return [(path, module) for path, module in named(model, sites) if type(module) in _SATURATING]
-        order = leaves(model, self.batch)
-        last = max((place for place, leaf in enumerate(order) if isinstance(leaf.module, WEIGHTED)), default=-1)
-        return [(leaf.path, leaf.module) for leaf in order[: max(last, 0)] if type(leaf.module) in _SATURATING]
+            found = named(model, sites)
+        else:
+            order = leaves(model, self.batch)
+            last = max((place for place, leaf in enumerate(order) if isinstance(leaf.module, WEIGHTED)), default=0)
+            found = [(leaf.path, leaf.module) for leaf in order[:last]]
+        choices = ((path, module, _choose(module, self.to, bool(sites))) for path, module in found)
+        return [(path, module, make) for path, module, make in choices if make is not None]
