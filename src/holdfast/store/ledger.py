@@ -130,7 +130,7 @@ class Ledger:
         stream = self._stream(record.stream)
         series: list[int] = []
         widths: list[int] = []
-        figures: list[float] = []
+        figures: list[int | float] = []
         for name, value in record.values.items():
             series.append(self._key("value", record.stream, name))
             widths.append(1)

@@ -35,7 +35,7 @@ _MEAN = Summary.COLUMNS.index("mean")
 _TOTAL = Summary.COLUMNS.index("total")
 
 
-def summary_row(summary: Statistic) -> tuple[float, ...]:
+def summary_row(summary: Statistic) -> tuple[int | float, ...]:
     """`Summary.pack` as a plain tuple.
 
     Args:
@@ -168,7 +168,7 @@ def as_rolled(rows: Rows) -> Rows:
     return np.concatenate([rows, value, value, np.isfinite(value).astype(np.float64)], axis=-1)
 
 
-def flat(figures: list[float]) -> NDArray[np.float64]:
+def flat(figures: list[int | float]) -> NDArray[np.float64]:
     """A list of plain numbers as a vector.
 
     Args:
