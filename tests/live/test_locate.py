@@ -142,16 +142,35 @@ def test_what_does_not_reach_the_output_is_blamed_only_for_the_gradient():
     assert culprit.detail.endswith("which did not reach the output but breaks the gradient")
 
 
-def test_the_first_of_several_is_named_although_memory_was_uninitialised():
+def test_the_first_of_several_is_named():
     def function(x):
-        torch.empty(4).fill_(math.nan)
-        return (x - 5).log().exp().sqrt()
+        early, late = (x - 5).log(), (x - 6).sqrt()
+        return late, early.exp()
 
     assert located(Apply(function), torch.ones(2)).operation == "log"
 
 
+def test_uninitialised_memory_is_not_blamed():
+    def function(x):
+        output = torch.empty(2)  # NaN, under deterministic algorithms
+        assert output.isnan().all()
+        output[:1] = (x - 5).log()[:1]
+        return output
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert located(Apply(function), torch.ones(2)).operation == "log"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_what_was_mended_is_forgotten():
-    assert located(Apply(lambda x: (x - 5).log().nan_to_num_(0.0) + 1), torch.ones(2)) is None
+    assert located(Apply(lambda x: (x - 5).log().nan_to_num_(0.0)), torch.ones(2)) is None
+
+
+def test_masked_logits_as_output_are_as_they_should_be():
+    mask = torch.tensor([True, False])
+    assert located(Apply(lambda x: x.masked_fill(mask, -math.inf) + 1), torch.ones(2)) is None
 
 
 def test_operations_that_cannot_be_followed_are_named_by_their_module():

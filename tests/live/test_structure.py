@@ -337,3 +337,52 @@ def test_only_the_outermost_idle_parts_are_named():
     assert seen(Net(), torch.ones(1, 2)).not_seen == (
         "parts with parameters that did not run on this batch: parts.idle, parts.deep.1",
     )
+
+
+def joined(function):
+    """Edges into `last`, where `function(first, second, x)` makes its input."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.last(function(self.first, self.second, x))
+
+    return seen(Net(), torch.randn(3, 2)).sources("last")
+
+
+def test_a_tensor_made_in_the_likeness_of_another_carries_nothing_of_it():
+    assert joined(lambda first, second, x: torch.zeros_like(first(x)) + second(x)) == ("second",)
+
+
+def test_what_is_written_through_a_view_reaches_the_whole():
+    def through_view(first, second, x):
+        whole = first(x)
+        whole[:, :1].add_(second(x)[:, :1])
+        return whole
+
+    assert joined(through_view) == ("first", "second")
+
+
+def test_a_view_made_out_of_sight_is_known_by_its_memory():
+    def out_of_sight(first, second, x):
+        h = first(x)
+        with torch._C.DisableTorchFunction():
+            return h.view(3, 2)
+
+    assert joined(out_of_sight) == ("first",)
+
+
+def test_a_tied_weight_used_without_its_second_owner_hides_nothing():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.decoder = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+            self.decoder.weight = self.embedding.weight
+
+        def forward(self, tokens):
+            return self.embedding(tokens) @ self.decoder.weight.t()
+
+    assert seen(Tied(), torch.tensor([1])).not_seen == ()

@@ -178,9 +178,7 @@ class _Search(Passage):
                 self._bad.pop(id(tensor), None)
                 continue
             inherited = next(filter(None, origins), None)
-            fresh = [
-                each for each, version, bad in memo if not bad and each._version == version and id(each) not in results
-            ]
+            fresh = [each for each, _, bad in memo if not bad and id(each) not in results]
             source = next((each for each in fresh if not _finite(each)), None)
             if inherited is not None:
                 self._bad[id(tensor)] = _Bad(tensor, inherited)
