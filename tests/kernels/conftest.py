@@ -46,6 +46,7 @@ HARD: dict[str, Callable[[Tensor], Tensor]] = {
     "subnormal": lambda x: x * 2.0**-140,
     "sparse": lambda x: x.relu(),
     "negative zeros": lambda x: x.relu() * -1,
+    "a trend": lambda x: x + torch.linspace(-9, 9, x.numel()).view_as(x),
     "constant": lambda x: x * 0 + 0.1,
     "one far out": lambda x: torch.where(torch.arange(x.numel()).view_as(x) == 0, 1e20, x),
     "NaN and infinities": _with_odd_ones,

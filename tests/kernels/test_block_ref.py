@@ -39,7 +39,7 @@ def _naive(block, exponent, threshold):
         lambda: torch.randn(30, 5, 7) + 2000,
         lambda: torch.randn(30, 5, 7) * 0.01 + 100,
         lambda: torch.randn(30, 5, 7) * 1e30,
-        lambda: torch.randn(40, 60, 40),  # more than one slice
+        lambda: torch.randn(40, 60, 40) + torch.linspace(0, 9, 40)[:, None, None],  # slices of different means
         lambda: torch.randn(2, 3, 40_000),  # a sample that is longer than a slice
         lambda: torch.tensor([[[math.nan, 1.0, 0.0], [math.inf, -math.inf, -3.0]]]),
     ],
