@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from holdfast.core.finding import SEVERITIES, Diagnosis, Finding, Inconclusive
@@ -39,7 +40,7 @@ RULES: tuple[Rule, ...] = (
 _FIRST = ("nonfinite", "collapsed-signal")
 
 
-def diagnose(history: History) -> Diagnosis:
+def diagnose(history: History, *, rules: Sequence[Rule] = RULES) -> Diagnosis:
     """Ask every rule about a run.
 
     Findings are ranked by severity; among equals a non-finite figure and a dead signal come first, because they make
@@ -47,6 +48,7 @@ def diagnose(history: History) -> Diagnosis:
 
     Args:
         history: of a run.
+        rules: the ones to ask.
 
     Returns:
         The findings, ranked from 1; the verdict, one sentence; what was undecided, and what was not seen.
@@ -59,7 +61,7 @@ def diagnose(history: History) -> Diagnosis:
     history = Remembered(history)
     findings: list[Finding] = []
     undecided: list[Inconclusive] = []
-    for rule in RULES:
+    for rule in rules:
         try:
             answer = rule.check(history)
         except Exception as error:  # a damaged or odd run must not cost the other rules' findings

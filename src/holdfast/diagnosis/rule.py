@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
@@ -19,6 +19,7 @@ TREATMENTS = (
 """Names that a rule may give: each is a treatment that exists."""
 
 
+@runtime_checkable
 class Rule(Protocol):
     """A question asked of a run. Its class's docstring is its card."""
 

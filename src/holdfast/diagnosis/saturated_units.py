@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
-from holdfast.diagnosis.evidence import Series, discoveries, exceedance, series_of, sustained
+from holdfast.diagnosis.evidence import Series, discoveries, exceedance, series_of
 from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import names, percent, plural
 
@@ -17,9 +17,9 @@ class SaturatedUnits:
 
     What it sees:
         At the input of every sigmoid and tanh the fraction of values where the slope is below 5 % of its greatest
-        (sigmoid |z| > 4.357, tanh |z| > 2.178), its median over the later half of the observed steps. From five
-        observations on a site counts when they agree (sign test against 10 %); with fewer, when its samples exceed
-        10 % beyond chance (binomial with the samples, not the elements, as n). Benjamini–Hochberg over the sites.
+        (sigmoid |z| > 4.357, tanh |z| > 2.178), its median over the later half of the observed steps. A site counts
+        when that exceeds 10 % beyond chance (binomial with the samples of those steps, not the elements, as n;
+        Benjamini–Hochberg over the sites).
 
         Thresholds: 10 % a remark, 25 % a warning, 60 % critical. A standard normal input of a tanh has 2.9 % beyond,
         one of SD 1.7 has 20 %; a sigmoid reaches 25 % at an SD of 3.8 (P(|N(0,1)| > 4.357/3.8) = 0.25).
@@ -47,7 +47,6 @@ class SaturatedUnits:
     treatments: tuple[str, ...] = ("insert-norm", "replace-activation", "reinitialise", "scale-rate")
     static: bool = False
     fraction: tuple[float, float, float] = (0.10, 0.25, 0.60)
-    steps_needed: int = 5
     samples_needed: int = 16
 
     def check(self, history: History) -> list[Finding] | Inconclusive:
@@ -64,7 +63,7 @@ class SaturatedUnits:
         judged = False
         for stream in history.streams():
             series = series_of(history, "saturated-fraction", stream=stream, port="input")
-            enough = [s for s in series if len(s.readings) >= self.steps_needed or s.samples >= self.samples_needed]
+            enough = [each for each in series if each.samples >= self.samples_needed]
             few = max([few, *(each.samples for each in series)])
             # Structure known and other readings there: no sigmoid was observed because there is none.
             judged |= bool(enough) or (not series and bool(history.sites(stream=stream)))
@@ -76,8 +75,7 @@ class SaturatedUnits:
             return findings
         return Inconclusive(
             self.name,
-            f"the saturated fraction was read on {plural(few, 'sample')}; it needs {self.samples_needed} "
-            f"(or {self.steps_needed} observed steps)",
+            f"the saturated fraction was read on {plural(few, 'sample')}; it needs {self.samples_needed} at a step",
         )
 
     def _level(self, series: Series) -> float:
@@ -85,11 +83,9 @@ class SaturatedUnits:
 
     def _p_value(self, series: Series) -> float:
         later = series.later_half()
-        if len(series.readings) >= self.steps_needed:
-            # All steps would answer for the beginning; the later half alone has too few on short runs.
-            recent = series.values[-max(len(later.readings), self.steps_needed) :]
-            return sustained(recent, self.fraction[0])
-        return exceedance(round(later.median * later.samples), later.samples, self.fraction[0])
+        share = min(1.0, max(0.0, later.median))
+        samples = sum(reading.n for reading in later.readings)  # every step has its own batch
+        return exceedance(round(share * samples), samples, self.fraction[0])
 
     def _finding(self, fired: list[Series], observed: int) -> Finding:
         first = fired[0]

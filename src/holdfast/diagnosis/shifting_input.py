@@ -9,6 +9,7 @@ import numpy as np
 
 from holdfast.core.finding import Finding, Inconclusive, Severity
 from holdfast.core.protocols import History
+from holdfast.core.site import Site
 from holdfast.diagnosis.evidence import Series, discoveries, series_of
 from holdfast.diagnosis.severity import graded, worst
 from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules
@@ -124,8 +125,11 @@ class ShiftingInput:
 
     def _finding(self, moving: list[Moving], judged: int) -> Finding:
         first = moving[0]
-        sites = tuple(dict.fromkeys(each.series.site for each in moving))
-        near = {each.series.site.module for each in moving}
+        # A layer that moves on both probes stands once, where it moves more.
+        by_module: dict[str, Site] = {}
+        for each in moving:
+            by_module.setdefault(each.series.site.module, each.series.site)
+        sites = tuple(by_module.values())
         if first.series.readings[0].lag == 1:
             over = f"per step (median of {plural(len(first.series.readings), 'observed step')}"
         else:
@@ -135,9 +139,9 @@ class ShiftingInput:
             f"the input of '{first.series.site.label}' moves by {number(first.figure)} reference SD {over}; "
             f"{proof(first.series.typical)}) because the parameters before it move"
         )
-        if len(near) > 1:
-            others = names([site for site in sites if site.module != first.series.site.module])
-            message += f"; so do {others}: {len(near)} of {judged} layers that could be judged"
+        if len(sites) > 1:
+            others = names(sites[1:])
+            message += f"; so do {others}: {len(sites)} of {judged} layers that could be judged"
         return Finding(
             self.name,
             worst([each.severity for each in moving]),

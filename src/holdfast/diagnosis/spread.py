@@ -42,12 +42,15 @@ def spread(moments: ChannelMoments) -> float:
         >>> spread(ChannelMoments(*(np.array([each]) for each in (8.0, 3.0, 8 * 16.0, 0.0))))
         0.8
     """
-    variance, square = moments.variance, moments.variance + moments.mean**2
-    usable = (moments.count >= LEAST_VALUES) & (square > 0)
+    with np.errstate(over="ignore"):
+        variance, square = moments.variance, moments.variance + moments.mean**2
+    usable = (moments.count >= LEAST_VALUES) & (square > 0) & np.isfinite(square)
     if not usable.any():
         return math.nan
-    pooled = variance[usable].sum() / square[usable].sum()
-    return float(np.sqrt(max(pooled, np.median(variance[usable] / square[usable]))))
+    variance, square = variance[usable], square[usable]
+    greatest = square.max()  # sums of squares near the top of float64 must not overflow
+    pooled = (variance / greatest).sum() / (square / greatest).sum()
+    return float(np.sqrt(max(pooled, np.median(variance / square))))
 
 
 def spreads(history: History, stream: str) -> dict[Site, list[Reading]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
 from holdfast.diagnosis.depth import weights_only
-from holdfast.diagnosis.evidence import Series, discoveries, exceedance, series_of
+from holdfast.diagnosis.evidence import FALSE_DISCOVERY_RATE, Series, discoveries, exceedance, series_of
 from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import names, number, plural
 
@@ -53,7 +54,6 @@ class UpdateRatio:
     large: tuple[float, float, float] = (0.02, 0.1, 0.5)
     small: float = 1e-7
     small_beside: float = 1e-3
-    steps_needed: int = 5
 
     def check(self, history: History) -> list[Finding] | Inconclusive:
         """Read the update ratios.
@@ -65,7 +65,7 @@ class UpdateRatio:
             Up to two findings a stream, or why it could not be decided.
         """
         findings = []
-        most = 0
+        most, needed = 0, self._needed(1)
         judged = False
         for stream in history.streams():
             series = [
@@ -76,7 +76,8 @@ class UpdateRatio:
                 if (moved := tuple(reading for reading in each.readings if reading.value > 0))
             ]
             most = max([most, *(len(each.readings) for each in series)])
-            series = [each for each in series if len(each.readings) >= self.steps_needed]
+            needed = max([needed, self._needed(len(series))])
+            series = [each for each in series if len(each.readings) >= self._needed(len(series))]
             judged |= bool(series)
             fast = self._agreed(series, self.large[0], above=True)
             if fast:
@@ -89,9 +90,13 @@ class UpdateRatio:
             return findings
         return Inconclusive(
             self.name,
-            f"the update ratio of a weight was read at {plural(most, 'step')}; it needs {self.steps_needed} observed "
+            f"the update ratio of a weight was read at {plural(most, 'step')}; it needs {needed} observed "
             f"steps in which the weight moved",
         )
+
+    def _needed(self, weights: int) -> int:
+        """So many steps that one weight of all can stand out: ½ⁿ ≤ 0.05 / weights."""
+        return math.ceil(math.log2(max(weights, 1) / FALSE_DISCOVERY_RATE))
 
     def _beside(self, series: Series, usual: float, all_series: list[Series]) -> bool:
         greatest = max(each.median for each in all_series)

@@ -13,8 +13,8 @@ SHIFT = ("shifting-input", "drift-amplification")
 _SUBJECT = {
     "nonfinite": "a loss or signal that is not finite",
     "collapsed-signal": "a dead signal",
-    "saturated-units": "saturated units",
-    "dead-units": "dead units",
+    "saturated-units": "saturation of units",
+    "dead-units": "the death of units",
     "vanishing-gradient": "a vanishing gradient",
     "exploding-gradient": "an exploding gradient",
     "update-ratio": "the size of the updates",
