@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ from typer.testing import CliRunner, Result
 
 from holdfast.cli.app import app
 
-COMMAND = [sys.executable, "-c", "from holdfast.cli import main; main()"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    # A shell that runs the tests in the background has Ctrl-C ignored, and its children inherit that.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);from holdfast.cli import main; main()",
+]
 """The console script `holdfast`, without needing it on the PATH."""
 
 Run = Callable[..., Result]
@@ -21,9 +27,9 @@ Process = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's, without colour switches and with few threads."""
+    """This process's, without colour switches; one thread and no compiling, so that it starts at once."""
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-    return {**kept, "OMP_NUM_THREADS": "1", **extra}
+    return {**kept, "OMP_NUM_THREADS": "1", "HOLDFAST_KERNELS": "reference", **extra}
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +50,30 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
+def start(folder: Path, *words: object, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, words)],
+        cwd=folder,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=240,
+    )
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Process:
     """`process("diagnose", "x")`: the command in a process of its own, in an empty folder."""
+    return partial(start, tmp_path)
 
-    def start(*words: object, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *map(str, words)],
-            cwd=tmp_path,
-            env=environment(**extra),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-            timeout=120,
-        )
 
-    return start
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `holdfast demo` ran for 110 steps; its output is in `stdout`, `stderr` and `code`."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = start(folder, "demo", "--steps", 110)
+    for name, text in (("stdout", done.stdout), ("stderr", done.stderr), ("code", str(done.returncode))):
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 WIDTH = 110
-"""Columns where there is no terminal to ask: a table of layers fits."""
+"""Columns where there is neither a terminal to ask nor COLUMNS: a table of layers fits."""
 
 
 def output() -> Console:
@@ -42,5 +43,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
+    console = Console(stderr=stderr, highlight=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(stderr=stderr, highlight=False, width=WIDTH)

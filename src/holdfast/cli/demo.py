@@ -51,6 +51,7 @@ def demo(
     from holdfast.cli.show_layers import layers_as_dicts, show_layers
     from holdfast.lab.demo import read_data
 
+    _check_place(report)
     samples = read_data(data, directory, seed=seed)
     folder = out if out is not None else free_folder(RUNS / f"demo-{variant}")
     outcome = _train(samples, folder, variant=variant, steps=steps, seed=seed)
@@ -84,6 +85,15 @@ def free_folder(wanted: Path) -> Path:
     if not wanted.exists():
         return wanted
     return next(path for number in count(2) if not (path := wanted.with_name(f"{wanted.name}-{number}")).exists())
+
+
+def _check_place(report: Path) -> None:
+    """Say before the training, not after it, that the report has no place to go."""
+    from holdfast.core.errors import InputError
+
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        why = "is a folder" if report.is_dir() else "lies in a folder that does not exist"
+        raise InputError("a file for the report", f"{str(report)!r}, which {why}", "type: --report demo-report.html")
 
 
 def _train(samples: Dataset, folder: Path, *, variant: Variant, steps: int, seed: int) -> Outcome:
@@ -144,20 +154,23 @@ def _show_next(console: Console, diagnosis: Diagnosis, *, folder: Path, page: Pa
     from rich.text import Text
 
     other: Variant = "healthy" if variant != "healthy" else "suffering"
-    rows = [("open the report in a browser", f"{page}")]
+    rows = []
     if diagnosis.findings:
-        rows.append(("what the first finding means", f"holdfast explain {diagnosis.findings[0].rule}"))
+        first = diagnosis.findings[0]
+        rows.append(("what the first finding means", f"holdfast explain {first.rule}"))
+        if first.treatments:
+            rows.append(("what would answer it", f"holdfast explain {first.treatments[0]}"))
     rows += [
         ("the findings again, for a script", f"holdfast diagnose {shlex.quote(str(folder))} --json"),
         ("the same with another network", f"holdfast demo --variant {other}"),
-        ("in your own training loop", 'with holdfast.watch(model, optimizer, run="runs/mine", probe=x0): …'),
+        ("in your own training loop", 'with hf.watch(model, optimizer, run="runs/mine", probe=x0): train(…)'),
     ]
     console.print()
-    console.print(Text.assemble(("Report  ", "bold"), str(page)), soft_wrap=True)
+    console.print(Text.assemble(("Report  ", "bold"), str(page), "  (open it in a browser)"), soft_wrap=True)
     console.print(Text.assemble(("Run     ", "bold"), str(folder)), soft_wrap=True)
     console.print()
     console.print(Text("What to type next", style="bold"))
-    for what, line in rows[1:]:
+    for what, line in rows:
         console.print(Text.assemble(f"  {what:<34}", (line, "cyan")), soft_wrap=True)
 
 

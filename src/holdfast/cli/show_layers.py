@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -65,9 +64,10 @@ def show_layers(console: Console, history: History, diagnosis: Diagnosis) -> Non
     collapsed = collapsed_inputs(diagnosis)
     rows = believable(layer_rows(history), collapsed)
     columns = [column for column in COLUMNS if column.always or any(_of(row, column) for row in rows)]
+    endless = console.options.update(width=10_000)  # a measurement stops at the width there is
     table = _table(rows, columns, collapsed, gap=2)
     for gap, brief in ((1, False), (1, True)):
-        if Measurement.get(console, console.options, table).maximum <= console.width:
+        if console.measure(table, options=endless).maximum <= console.width:
             break
         table = _table(rows, columns, collapsed, gap=gap, brief=brief)
     console.print(Text.assemble(("Layers  ", "bold"), (_when(rows), "dim")))
