@@ -5,6 +5,7 @@ from holdfast.api import LiveRun as LiveRun
 from holdfast.api import Run as Run
 from holdfast.api import diagnose as diagnose
 from holdfast.api import explain as explain
+from holdfast.api import preflight as preflight
 from holdfast.api import watch as watch
 
 # errors

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.clinic.preflight import preflight as preflight
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
+from holdfast.diagnosis.diagnose import diagnose as ask
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.watch import Mode, Watch
 from holdfast.store.reader import RunReader
@@ -267,8 +269,6 @@ def diagnose(run: Run | StrPath | History) -> Diagnosis:
     Raises:
         RunError: there is no readable run.
     """
-    from holdfast.diagnosis.diagnose import diagnose as ask
-
     if isinstance(run, Run):
         return ask(run.history)
     if isinstance(run, str | PathLike):

@@ -1,1 +1,4 @@
-"""clinic."""
+"""What joins findings, treatments and runs."""
+
+# before training
+from holdfast.clinic.preflight import preflight as preflight

@@ -1,0 +1,143 @@
+"""`preflight`: what is already wrong before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.core.errors import InputError
+from holdfast.core.finding import Diagnosis
+from holdfast.core.record import StepRecord
+from holdfast.core.site import Site
+from holdfast.diagnosis.diagnose import RULES, diagnose
+from holdfast.live.inner import inner_model
+from holdfast.live.leaves import observed_leaves
+from holdfast.live.random_state import preserved_random_state
+from holdfast.live.replay import record_call, untouched
+from holdfast.live.structure import extract
+from holdfast.measures.gradient_norm import gradient_norm
+from holdfast.monitor.nonfinite import nonfinite_event
+from holdfast.monitor.observer import Observer, roles
+from holdfast.monitor.site_readings import Past, site_readings
+from holdfast.store.memory import MemoryRun
+
+# What one batch can show. The other rules need steps, and would only fill the list of what could not be decided.
+ONE_BATCH = tuple(
+    rule
+    for rule in RULES
+    if rule.name
+    in {
+        "collapsed-signal",
+        "nonfinite",
+        "poor-init",
+        "saturated-units",
+        "unscaled-input",
+        "vanishing-gradient",
+    }
+)
+
+
+def preflight(
+    model: nn.Module,
+    batch: Sequence[Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    optimizer: Optimizer | None = None,
+) -> Diagnosis:
+    """Ask the rules that need one batch, before training starts.
+
+    One forward and one backward pass, after which parameters, buffers, gradients and random generators are bit for
+    bit as they were.
+
+    Args:
+        model: the network, in the mode in which it will be trained.
+        batch: `(inputs, targets)`; inputs as the model takes them, a tuple for several.
+        loss_fn: `(output, targets)` → a scalar.
+        optimizer: for the structure's groups.
+
+    Returns:
+        The findings on this batch; `steps` is 1, the batch's.
+
+    Raises:
+        InputError: the batch is not a pair, or the loss is not a scalar that the parameters move.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> pixels = 128 + 60 * torch.randn(64, 4)
+        >>> [finding.rule for finding in preflight(net, (pixels, torch.zeros(64, 2)), nn.functional.mse_loss)]
+        ['unscaled-input']
+    """
+    if len(batch) != 2:
+        raise InputError("a batch (inputs, targets)", f"{len(batch)} parts", "type: batch=next(iter(loader))")
+    inputs, targets = batch
+    inner = inner_model(model)
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    call = record_call(args, {})
+    run = MemoryRun("preflight")
+    structure = extract(inner, optimizer, call=call)
+    leaves = observed_leaves(inner)
+    layers = roles(leaves, structure)
+    observer = Observer(leaves, stream="net", max_elements=None, saturating=layers.saturating, failed=_raise)
+    run = MemoryRun("preflight")
+    run.describe(structure)
+    try:
+        loss, gradients = _forward_and_backward(inner, args, targets, loss_fn, observer)
+        seen, flow = observer.observations, observer.gradients
+    finally:
+        observer.close()
+    readings = site_readings(seen, flow, [], past=Past(), structure=structure, roles=layers, step=1)
+    for name, gradient in gradients.items():
+        module, _, leaf = name.rpartition(".")
+        site = Site(module, "weight_grad", leaf=leaf)
+        readings.append(gradient_norm(float(gradient.norm()), site=site, step=1, n=gradient.numel()))
+    run.write(
+        StepRecord(
+            1,
+            values={"loss": loss, "gradient-norm": float(nn.utils.get_total_norm(list(gradients.values())))},
+            summaries={site: each.summary for site, each in seen.items()}
+            | {site: each.summary for site, each in flow.items()},
+            channels={site: each.channels for site, each in seen.items()},
+            readings=tuple(readings),
+            events=() if math.isfinite(loss) else (nonfinite_event(inner, call, loss, step=1),),
+        )
+    )
+    found = diagnose(run, rules=ONE_BATCH)
+    return replace(found, verdict=_verdict(found, len(next(iter(seen.values())).features.values) if seen else 0))
+
+
+def _verdict(found: Diagnosis, samples: int) -> str:
+    if not found.findings:
+        undecided = f" ({', '.join(each.rule for each in found.inconclusive)} undecided)" if found.inconclusive else ""
+        return f"Nothing stands against starting that one batch of {samples} samples can show{undecided}"
+    first = found.findings[0]
+    return f"Mend before the first step: {first.rule} ({first.severity}), on one batch of {samples} samples"
+
+
+def _forward_and_backward(
+    model: nn.Module, args: tuple[Any, ...], targets: Any, loss_fn: Callable[[Any, Any], Tensor], observer: Observer
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients by name, the observer filled, the model as before."""
+    named = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    with untouched(model), preserved_random_state(), torch.enable_grad():
+        observer.attach()
+        loss = loss_fn(model(*args), targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise InputError(
+                "a loss_fn(output, targets) that gives one number which the parameters move",
+                f"{loss.numel()} numbers" if isinstance(loss, Tensor) else f"a {type(loss).__name__}",
+                "type: loss_fn=torch.nn.functional.cross_entropy",
+            )
+        found = torch.autograd.grad(loss, [each for _, each in named], allow_unused=True)
+    return float(loss.detach()), {
+        name: gradient for (name, _), gradient in zip(named, found, strict=True) if gradient is not None
+    }
+
+
+def _raise(path: str, exception: Exception) -> None:
+    raise exception

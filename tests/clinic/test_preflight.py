@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from holdfast.clinic.preflight import preflight
+from holdfast.core.errors import InputError
+
+
+def healthy(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return model
+
+
+def batch(samples: int = 64, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return scale * torch.randn(samples, 6, generator=generator), torch.randint(0, 3, (samples,), generator=generator)
+
+
+def test_a_healthy_network_may_start():
+    found = preflight(healthy(), batch(), F.cross_entropy)
+    assert not [each for each in found if each.severity != "info"]
+    assert found.verdict.startswith("Nothing stands against starting that one batch of 64 samples can show")
+
+
+def test_raw_pixels_are_found():
+    inputs, labels = batch()
+    found = preflight(healthy(), (inputs * 60 + 128, labels), F.cross_entropy)
+    assert "unscaled-input" in [each.rule for each in found]
+
+
+def test_a_dead_signal_is_found():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(10) for layer in (nn.Linear(6, 6), nn.Sigmoid())]
+    found = preflight(nn.Sequential(*layers, nn.Linear(6, 3)), batch(), F.cross_entropy)
+    rules = [each.rule for each in found]
+    assert "collapsed-signal" in rules or "vanishing-gradient" in rules
+    assert found.verdict.startswith("Mend before the first step: ")
+
+
+def test_a_batch_with_nan_is_found():
+    inputs, labels = batch()
+    inputs[0, 0] = torch.nan
+    found = preflight(healthy(), (inputs, labels), F.cross_entropy)
+    assert found.findings[0].rule == "nonfinite"
+
+
+def test_nothing_is_left_behind():
+    model = healthy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    preflight(model, batch(), F.cross_entropy, optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_is_not_a_batch_or_not_a_loss():
+    with pytest.raises(InputError, match=r"expected a batch \(inputs, targets\)"):
+        preflight(healthy(), (torch.zeros(2, 6),), F.cross_entropy)
+    with pytest.raises(InputError, match="gives one number which the parameters move; got 64 numbers"):
+        preflight(healthy(), batch(), lambda output, target: F.cross_entropy(output, target, reduction="none"))
