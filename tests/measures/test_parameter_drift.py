@@ -104,9 +104,10 @@ def test_no_figure_with_more_than_half_collapsed(site, in_unit):
     sd = torch.tensor([1.0, 1.0, 0.0, math.nan]).double()
     half = Features(before, sd, torch.zeros(4).double(), 1.0)
     assert parameter_drift(half, in_unit(after), site=site, step=1, lag=1) is not None
-    sd = torch.tensor([1.0, 1e-7, 0.0, math.inf]).double()
-    more = Features(before, sd, torch.zeros(4).double(), 1.0)
-    assert more.collapsed.tolist() == [False, True, True, True]
+    before, after = moved(20, 5, 0.5)
+    sd = torch.tensor([1.0, 1.0, 1e-7, 0.0, math.inf]).double()
+    more = Features(before, sd, torch.zeros(5).double(), 1.0)
+    assert more.collapsed.tolist() == [False, False, True, True, True]
     assert parameter_drift(more, in_unit(after), site=site, step=1, lag=1) is None
 
 
