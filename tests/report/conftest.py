@@ -90,7 +90,16 @@ def _diagnose(history: History) -> Diagnosis:
         Finding(
             "shifting-input", "critical", sites, "The <b>inputs</b> move.", tuple(readings), ("insert-norm",), 3.0, 1
         ),
-        Finding("saturated-units", "warning", sites[:1], "92 % lie in the flat part.", (), ("reinitialise",), 2.0, 2),
+        Finding(
+            "saturated-units",
+            "warning",
+            (*sites[:1], sites[0].at(phase="probe")),
+            "many inputs lie in the flat part.",
+            (),
+            ("reinitialise",),
+            2.0,
+            2,
+        ),
         Finding("unscaled-input", "info", sites[-1:], "The input has mean 4.9.", (), ("scale-input",), 1.1, 3),
     )
     return Diagnosis(

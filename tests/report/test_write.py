@@ -50,6 +50,7 @@ def test_the_page_says_what_the_diagnosis_says(page, run, diagnose):
         "Internal covariate shift holds this run back.",
         "1. shifting-input critical The <b>inputs</b> move.",
         "the 8 strongest of 10 readings",
+        "Many inputs lie in the flat part. Where layers.19 What answers it",  # a capital; each place once
         "holdfast explain insert-norm",
         "dead-units : no rectifier was observed",
         "sigmoid in layers.3 runs outside every module",
@@ -100,6 +101,11 @@ def test_nothing_of_a_name_is_markup(nasty_run, diagnose):
     page = render(nasty_run, diagnose(nasty_run))
     assert "<script>alert" not in page
     assert NASTY in _Text(page).text
+    # A script element ends at `</script`, wherever it stands: no JSON may hold the sign at all.
+    blocks = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    assert len(blocks) >= 5
+    assert all("alert(1)" not in block or "<" not in block for block in blocks)
+    assert any("alert(1)" in block for block in blocks)
 
 
 def test_a_run_without_anything():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -139,6 +138,7 @@ def render(history: History, diagnosis: Diagnosis) -> str:
         most_evidence=MOST_EVIDENCE,
         most_sites=MOST_SITES,
         number=number,
+        sentence=_sentence,
         verdict=verdict,
         version=_version(),
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
@@ -251,10 +251,13 @@ def _drawing(figure: go.Figure, caption: str, suffix: str) -> Drawing:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that may stand inside a script element: nothing in it can close the element or open a comment."""
-    text = to_json_plotly(value)
-    json.loads(text)  # NaN and Infinity are no JSON; the page would stay empty
-    return Markup(text.replace("<", "\\u003c"))
+    """JSON that may stand inside a script element: Plotly writes `<` as an escape, NaN and infinities as null."""
+    return Markup(to_json_plotly(value))
+
+
+def _sentence(text: str) -> str:
+    """A message with a capital at its beginning; a quoted name there stays as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def _umask() -> int:
