@@ -82,16 +82,24 @@ def record_of(data_of: Callable[[int, int], np.ndarray]) -> Callable[[int], Step
             summaries={site: summary_of(each) for site, each in zip(sites, data, strict=True)} if observed else {},
             channels={sites[1]: channels_of(data[1])} if observed else {},
             readings=(
-                Reading("parameter-drift", sites[0], step, 0.1 * step, Unit.REFERENCE_SD, 64, 0.05, (0.0, float(step)), 1),
+                Reading(
+                    "parameter-drift", sites[0], step, 0.1 * step, Unit.REFERENCE_SD, 64, 0.05, (0.0, float(step)), 1
+                ),
                 Reading("parameter-drift", sites[1], step, 0.3 * step, Unit.REFERENCE_SD, 64, 0.05, None, 1),
                 Reading("saturated-fraction", sites[2], step, 1 / step, Unit.FRACTION, 2**24 + 1),
                 *(
-                    (Reading("parameter-drift", sites[0], step, 0.2 * step, Unit.REFERENCE_SD, 63, None, (0.0, 9.0), 17),)
+                    (
+                        Reading(
+                            "parameter-drift", sites[0], step, 0.2 * step, Unit.REFERENCE_SD, 63, None, (0.0, 9.0), 17
+                        ),
+                    )
                     if step % 10 == 0
                     else ()
                 ),
             ),
-            tables=(Table("profile", step, "ratio", ("a", "b"), ("c",), ((float(step),), (0.5,)), 9),) if step == 20 else (),
+            tables=(Table("profile", step, "ratio", ("a", "b"), ("c",), ((float(step),), (0.5,)), 9),)
+            if step == 20
+            else (),
             events=(Event(step, "cadence", f"every {step}", sites[0], {"every": step}),) if step == 30 else (),
             pinned=pinned,
         )

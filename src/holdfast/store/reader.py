@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.core.errors import RunError
 from holdfast.core.event import Event, EventKind
 from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Phase, Port, Site
@@ -93,6 +95,8 @@ class RunReader:
         self._tail: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
         self._pinned: dict[str, NDArray[np.int64]] = {}
         self._version = -1
+        self._inside = False
+        self._closed = False
 
     def __enter__(self) -> RunReader:
         return self
@@ -103,6 +107,7 @@ class RunReader:
     def close(self) -> None:
         """Let go of the file; a second call does nothing."""
         with self._lock:
+            self._closed = True
             self._source.close()
 
     # what there is
@@ -314,20 +319,59 @@ class RunReader:
     # one moment of the file
 
     @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: all that is read inside is of one moment."""
-        connection = self._source.connection
+    def moment(self) -> Iterator[RunReader]:
+        """Let all answers inside be of the same moment of a run that is being written.
+
+        Keep it short: what the run writes meanwhile stays in its log.
+
+        Yields:
+            This reader.
+
+        Example:
+            >>> import tempfile
+            >>> from holdfast.core.record import StepRecord
+            >>> from holdfast.store.writer import RunWriter
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     writer = RunWriter(folder)
+            ...     writer.write(StepRecord(1, values={"loss": 2.5}))
+            ...     writer.close()
+            ...     with RunReader(folder) as run, run.moment():
+            ...         run.steps == len(run.values("loss")[0])
+            True
+        """
         with self._lock:
+            if self._inside:
+                yield self
+                return
+            if self._closed:
+                raise RunError(
+                    "a run that is open", f"'{self._name}', which was closed", "open it again: hf.Run(FOLDER)"
+                )
+            connection = self._source.connection
+            self._inside = True
             try:
-                connection.execute("BEGIN")
-                try:
+                with self._telling():
+                    connection.execute("BEGIN")
                     self._refresh(connection)
-                    yield connection
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("COMMIT")
-            except (sqlite3.DatabaseError, ValueError, KeyError) as error:
-                raise damaged(self.path, error) from error
+                yield self
+            finally:
+                self._inside = False
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """The same for one answer."""
+        with self.moment(), self._telling():
+            yield self._source.connection
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What SQLite and the codec say of a damaged file, in our words."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
+            raise damaged(self.path, error) from error
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
         """Read what is small and needed by every answer, if the file has changed since."""

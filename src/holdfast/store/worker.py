@@ -72,7 +72,7 @@ class Worker:
                     self._kept_events.append(replace(item, values={}))
                 return
             self.coarsened += bulky
-        elif self._squeezed is not None:
+        elif self._squeezed is not None and waiting < room // 2:  # not at each step of a disk that just keeps up
             item = self._relieved(item)
         self._queue.put(item)
         if waiting >= room // 4:
