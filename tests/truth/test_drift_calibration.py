@@ -105,7 +105,8 @@ def test_interval_covers_in_every_case_alone(shapes_unchecked: None, noise: Nois
     for size in (1.5, 3.0, 6.0, 20.0):
         found = coverage(noise, n, channels, size, 1000, seed=8)
         print(f"{noise.__name__} n={n} d={channels} size={size}: {found:.3f}")
-        assert 0.90 <= found <= 0.995
+        # A drift near its own noise has an interval that begins at 0 and errs on the wide side.
+        assert 0.90 <= found <= (0.99 if size >= 3 else 0.999)
 
 
 @pytest.mark.parametrize("noise", [plain, heterogeneous, correlated, heavy_tailed])
