@@ -1,4 +1,3 @@
-import inspect
 import json
 import math
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def test_a_short_run_is_inconclusive_and_says_what_it_needs(script):
     assert diagnosis.verdict.startswith("inconclusive: parameter drift was read at 2 steps; it needs 5 observed steps")
 
 
-def test_a_rule_that_fails_costs_no_other(script, monkeypatch):
+def test_a_rule_that_fails_costs_no_other(script):
     @dataclass(frozen=True)
     class Broken:
         name: str = "broken"
@@ -99,8 +98,7 @@ def test_a_rule_that_fails_costs_no_other(script, monkeypatch):
         def check(self, history):
             raise ZeroDivisionError("by nought")
 
-    monkeypatch.setitem(inspect.unwrap(diagnose).__globals__, "RULES", (Broken(), *RULES))
-    diagnosis = diagnose(_healthy(script).history)
+    diagnosis = diagnose(_healthy(script).history, rules=(Broken(), *RULES))
     assert [(each.rule, each.reason) for each in diagnosis.inconclusive] == [
         ("broken", "the rule failed (ZeroDivisionError: by nought)")
     ]
@@ -128,3 +126,14 @@ def test_remarks_alone_are_no_finding_in_the_verdict(script, severity):
     diagnosis = diagnose(one.history)
     assert [finding.severity for finding in diagnosis] == [severity]
     assert diagnosis.verdict.startswith("No finding: 1 remark but no warning, and internal covariate shift is not")
+
+
+def test_a_signal_that_arrives_at_a_thousandth_comes_before_the_shift_counted_in_it(script):
+    one = _healthy(script)
+    for k in range(12):
+        one.signal(f"m{k}", [0.0] * 4, [0.4**k] * 4, steps=20).drift(f"m{k}", [1e-4 * 3.0**k] * 20, floor=1e-6)
+    one.layers(*(f"m{k}" for k in range(12)))
+    diagnosis = diagnose(one.history)
+    assert [finding.rule for finding in diagnosis][:2] == ["poor-init", "shifting-input"]
+    assert diagnosis.verdict.startswith("The initialisation is what holds this run back")
+    assert diagnosis.verdict.endswith("internal covariate shift comes after it (shifting-input, critical)")

@@ -43,7 +43,7 @@ def test_dead_modules_are_below_the_threshold_or_mostly_collapsed(script):
         script()
         .signal("well", [0.5], [0.5])
         .signal("dead", [0.5], [0.4 * DEAD_SPREAD])
-        .add("collapsed-features", "well", [0.4] * 5)
+        .add("collapsed-features", "well", [0.6] * 5)  # dead rectifiers beside living ones
         .add("collapsed-features", "gone", [0.9] * 5)
         .history
     )

@@ -37,14 +37,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 # Where one of these fires, other figures lose their meaning: it comes first among findings of equal severity.
-_FIRST = ("nonfinite", "collapsed-signal")
+_FIRST = ("nonfinite", "collapsed-signal", "poor-init")
 
 
 def diagnose(history: History, *, rules: Sequence[Rule] = RULES) -> Diagnosis:
     """Ask every rule about a run.
 
-    Findings are ranked by severity; among equals a non-finite figure and a dead signal come first, because they make
-    the others' figures meaningless; then by strength. A rule that fails is reported as undecided, with its error.
+    Findings are ranked by severity; among equals a non-finite figure, a dead signal and a start that shrinks the signal
+    come first, because they make the others' figures meaningless (a drift in units of a signal that arrives at a
+    thousandth of its size is large by that factor); then by strength. A rule that fails is reported as undecided, with
+    its error.
 
     Args:
         history: of a run.

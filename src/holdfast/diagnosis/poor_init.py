@@ -31,7 +31,7 @@ class PoorInit:
         between samples of the signal at their inputs (spread × RMS, see collapsed-signal; the whole site's SD where no
         channels were kept) and the norm of the gradient at their outputs. Fires when the Theil–Sen slope is a factor of
         1.5 per layer or more (or 1/1.5 or less) with its whole 95 % interval on one side of 1, and by that trend the
-        figure changes more than tenfold over the depth: tenfold is a remark, a hundredfold a warning, 10,000-fold
+        figure changes more than tenfold over the depth: tenfold is a remark, a hundredfold a warning, 1,000-fold
         critical. 1.5 per layer is 57 over ten layers; He and Glorot initialisations with their own activation were seen
         within 0.85 and 1.35, ten sigmoid layers of Glorot gain 4 at 0.6, PyTorch's default at 0.4 (ReLU) and 0.12
         (sigmoid).
@@ -63,7 +63,7 @@ class PoorInit:
     treatments: tuple[str, ...] = ("reinitialise", "insert-norm")
     static: bool = False
     per_layer: float = 1.5
-    total: tuple[float, float, float] = (1e1, 1e2, 1e4)
+    total: tuple[float, float, float] = (1e1, 1e2, 1e3)
     latest_first: int = 10
     layers_needed: int = 3
 

@@ -156,7 +156,7 @@ class ShiftingInput:
         """Why a stream cannot be judged, `""` when it can."""
         dead = dead_modules(history, stream, self.dead_below)
         seen = {site.module for site in history.sites(port="input", phase="train", stream=stream)}
-        if dead and 2 * len(dead) > len(seen):
+        if dead and 2 * len(dead) >= len(seen):
             most = max((series.median for series in near), default=0.0)
             return (
                 f"at {len(dead)} of {len(seen)} inputs the samples cannot be told apart, and drift in units of such a "

@@ -92,8 +92,8 @@ def dead_modules(history: History, stream: str, threshold: float = DEAD_SPREAD) 
         threshold: of the median spread over the observed steps.
 
     Returns:
-        Path → median spread, in the order of execution. A module where more than half of the features are collapsed
-        at most observed steps is among them; its spread is NaN where no channel statistics were kept.
+        Path → median spread, in the order of execution. Where no spread is known, a module with more than half of its
+        features collapsed at most observed steps counts, with NaN.
     """
     medians = {
         site.module: float(np.median([reading.value for reading in readings]))
@@ -105,6 +105,7 @@ def dead_modules(history: History, stream: str, threshold: float = DEAD_SPREAD) 
         if reading.site.stream == stream and reading.site.phase == "train" and math.isfinite(reading.value):
             collapsed.setdefault(reading.site.module, []).append(reading.value)
     for module, values in collapsed.items():
-        if float(np.median(values)) > 0.5:
-            dead.setdefault(module, medians.get(module, math.nan))
+        # Behind rectifiers more than half of the features may be zero while the others carry the signal.
+        if module not in medians and float(np.median(values)) > 0.5:
+            dead[module] = math.nan
     return dead
