@@ -32,7 +32,7 @@ bench: $(READY)
 	for each in benchmarks/bench_*.py; do $(BIN)/python $$each || exit 1; done
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv site build
