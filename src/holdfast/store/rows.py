@@ -33,6 +33,7 @@ _INTERVAL, _FLOOR, _LAG = 1, 2, 4  # bits of "has"
 _COUNT = Summary.COLUMNS.index("count")
 _MEAN = Summary.COLUMNS.index("mean")
 _TOTAL = Summary.COLUMNS.index("total")
+_KINDS = len(Counts.COLUMNS)
 
 
 def summary_row(summary: Statistic) -> tuple[int | float, ...]:
@@ -75,16 +76,20 @@ def summaries(rows: Rows) -> Iterator[Summary]:
     Yields:
         One summary a row.
     """
-    counts = rows[:, _COUNT].astype(np.int64).tolist()
-    moments = rows[:, _MEAN:_TOTAL].tolist()
-    whole = rows[:, _TOTAL:].astype(np.int64).tolist()
-    kinds = len(Counts.COLUMNS)
-    for count, (mean, m2, m3, m4, low, high), (*tally, exponent), bins in zip(
-        counts, moments, (row[: kinds + 1] for row in whole), (row[kinds + 1 :] for row in whole), strict=True
-    ):
-        yield Summary(
-            Moments(count, mean, m2, m3, m4), Extremes(low, high), Counts(*tally), Sketch(exponent, tuple(bins))
-        )
+    # By columns, and not too many at once: a list for each row keeps the garbage collector busier than all the rest.
+    for start in range(0, len(rows), 512):
+        part = rows[start : start + 512]
+        whole = part[:, [_COUNT, *range(_TOTAL, part.shape[1])]].astype(np.int64).T.tolist()
+        tallies, exponents, bins = whole[1 : _KINDS + 1], whole[_KINDS + 1], whole[_KINDS + 2 :]
+        for count, mean, m2, m3, m4, low, high, exponent, tally, row in zip(
+            whole[0],
+            *part[:, _MEAN:_TOTAL].T.tolist(),
+            exponents,
+            zip(*tallies, strict=True),
+            zip(*bins, strict=True),
+            strict=True,
+        ):
+            yield Summary(Moments(count, mean, m2, m3, m4), Extremes(low, high), Counts(*tally), Sketch(exponent, row))
 
 
 def channels(rows: Rows) -> Iterator[ChannelMoments]:
