@@ -35,7 +35,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the split and the order of the batches.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the run; runs/demo-VARIANT when not given.", show_default=False),
+        typer.Option(metavar="DIR", help="Folder of the run; runs/demo-VARIANT by default.", show_default=False),
     ] = None,
     report: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("demo-report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -53,7 +53,7 @@ def demo(
 
     _check_place(report)
     samples = read_data(data, directory, seed=seed)
-    folder = out if out is not None else free_folder(RUNS / f"demo-{variant}")
+    folder = out if out is not None else free_folder(RUNS / "-".join(["demo", *([data] if directory else []), variant]))
     outcome = _train(samples, folder, variant=variant, steps=steps, seed=seed)
     note("reading the run, writing the report …")
     with Run(folder) as run:

@@ -18,50 +18,24 @@ WIDTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a variant trains: how it is built, how fast it learns, and what is to be seen.
+    """What a variant trains: how it is built and how fast it learns.
 
     Args:
         build: one phrase for a person.
         rate: learning rate of plain SGD.
-        lesson: what the diagnosis should say.
     """
 
     build: str
     rate: float
-    lesson: str
 
 
 SETUPS: dict[tuple[Activation, Variant], Setup] = {
-    ("sigmoid", "suffering"): Setup(
-        "10 sigmoid layers of width 64, Glorot initialisation with gain 4",
-        1.0,
-        "units saturate and every layer's input moves under it",
-    ),
-    ("sigmoid", "dead"): Setup(
-        "10 sigmoid layers of width 64, PyTorch's default initialisation",
-        1.0,
-        "the signal dies on its way through the layers: there is nothing whose drift could be measured",
-    ),
-    ("sigmoid", "healthy"): Setup(
-        "10 ReLU layers of width 64 with batch normalisation, He initialisation",
-        0.1,
-        "internal covariate shift is not what holds this run back",
-    ),
-    ("relu", "suffering"): Setup(
-        "10 ReLU layers of width 64, He initialisation, ten times too fast",
-        1.0,
-        "every layer's input moves under it, and units die",
-    ),
-    ("relu", "dead"): Setup(
-        "10 ReLU layers of width 64, PyTorch's default initialisation",
-        1.0,
-        "the signal dies on its way through the layers: there is nothing whose drift could be measured",
-    ),
-    ("relu", "healthy"): Setup(
-        "10 ReLU layers of width 64 with batch normalisation, He initialisation",
-        0.1,
-        "internal covariate shift is not what holds this run back",
-    ),
+    ("sigmoid", "suffering"): Setup("10 sigmoid layers of width 64, Glorot initialisation with gain 4", 1.0),
+    ("sigmoid", "dead"): Setup("10 sigmoid layers of width 64, PyTorch's default initialisation", 1.0),
+    ("sigmoid", "healthy"): Setup("10 ReLU layers of width 64 with batch normalisation, He initialisation", 0.1),
+    ("relu", "suffering"): Setup("10 ReLU layers of width 64, He initialisation, ten times too fast", 1.0),
+    ("relu", "dead"): Setup("10 ReLU layers of width 64, PyTorch's default initialisation", 1.0),
+    ("relu", "healthy"): Setup("10 ReLU layers of width 64 with batch normalisation, He initialisation", 0.1),
 }
 
 
