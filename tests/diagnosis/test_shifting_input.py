@@ -46,7 +46,7 @@ def test_fires_over_a_hundred_steps_without_a_step_probe(script):
 
 
 def test_early_displacement_that_settles_is_no_finding(script):
-    one = script().drift("a", [30.0, 2.0, 0.4, 0.3], lag=100, every=100, first=101)
+    one = script().drift("a", [30.0, 2.0, 2.0, 0.2], lag=100, every=100, first=101)
     assert ShiftingInput().check(one.history) == []
 
 
