@@ -22,9 +22,10 @@ class CollapsedSignal:
     What it sees:
         At every input the spread: how much of the signal's RMS differs between samples (channel by channel, over
         samples and positions; the greater of the pooled ratio and the median channel's), its median over the observed
-        steps. Fires below 2⁻¹⁰ ≈ 0.001, where the differences are within two units in the last place of float16; and,
-        where no spread is known, where more than half of the features are collapsed (SD below 1e-6 of the site's RMS).
-        One such site is a warning, two or more are critical.
+        steps. Fires below 2⁻¹⁰ ≈ 0.001, where the differences are within two units in the last place of float16; where
+        more than half of the features are collapsed (SD below 1e-6 of the site's RMS) and not merely zero, as a
+        rectifier's dead units are; and after such a layer, where nothing else feeds and no normaliser enlarges what is
+        left. One such site is a warning, two or more are critical.
 
         Noise: the spread of n values has a relative error of 1/√(2n), and the threshold lies a factor of 300 below
         what healthy layers have (0.3 to 1), so eight values a channel are enough; medians over steps cover the rest.

@@ -11,12 +11,14 @@ informative ones among many constant ones carry it too.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
+from holdfast.core.structure import Structure
 from holdfast.core.units import Unit
 from holdfast.stats.channels import ChannelMoments
 
@@ -86,26 +88,61 @@ def spreads(history: History, stream: str) -> dict[Site, list[Reading]]:
 def dead_modules(history: History, stream: str, threshold: float = DEAD_SPREAD) -> dict[str, float]:
     """Modules at whose input the samples cannot be told apart: no drift in reference SD is to be believed there.
 
+    A module is dead when its median spread over the observed steps is below the threshold; when more than half of its
+    features are collapsed and not merely zero (as behind rectifiers, where the others may carry the signal); or when
+    nothing but dead modules feeds it, none of them a normaliser: what cannot be told apart before a layer cannot be
+    after it, and only a normaliser enlarges what little is left.
+
     Args:
         history: of a run.
         stream: which model.
-        threshold: of the median spread over the observed steps.
+        threshold: of the median spread.
 
     Returns:
-        Path → median spread, in the order of execution. Where no spread is known, a module with more than half of its
-        features collapsed at most observed steps counts, with NaN.
+        Path → median spread, in the order of observation; NaN where the spread is not known or, being merged over
+        steps, not to be believed.
     """
+    per_step = {reading.site.module for reading in history.readings("signal-spread") if reading.site.stream == stream}
     medians = {
         site.module: float(np.median([reading.value for reading in readings]))
         for site, readings in spreads(history, stream).items()
     }
     dead = {module: value for module, value in medians.items() if value < threshold}
-    collapsed: dict[str, list[float]] = {}
+    for module in _collapsed(history, stream) - per_step:
+        dead.setdefault(module, math.nan)
+    for module in _fed_by_dead(history.structure(stream), dead) - per_step:
+        dead.setdefault(module, math.nan)
+    order = list(dict.fromkeys(site.module for site in history.sites(port="input", phase="train", stream=stream)))
+    return {module: dead[module] for module in order if module in dead}
+
+
+def _collapsed(history: History, stream: str) -> set[str]:
+    """Modules with more than half of their features collapsed and not zero throughout, at most observed steps."""
+    shares: dict[Site, list[float]] = {}
     for reading in history.readings("collapsed-features"):
-        if reading.site.stream == stream and reading.site.phase == "train" and math.isfinite(reading.value):
-            collapsed.setdefault(reading.site.module, []).append(reading.value)
-    for module, values in collapsed.items():
-        # Behind rectifiers more than half of the features may be zero while the others carry the signal.
-        if module not in medians and float(np.median(values)) > 0.5:
-            dead[module] = math.nan
-    return dead
+        site = reading.site
+        if (site.stream, site.phase) == (stream, "train") and math.isfinite(reading.value):
+            shares.setdefault(site, []).append(reading.value)
+    found = set()
+    for site, values in shares.items():
+        if float(np.median(values)) <= 0.5:
+            continue
+        kept = [each for _, each in history.channels(site) if isinstance(each, ChannelMoments) and each.channels]
+        silent = float(np.median([each.dead.mean() for each in kept])) if kept else 0.0
+        if float(np.median(values)) - silent > 0.5:
+            found.add(site.module)
+    return found
+
+
+def _fed_by_dead(structure: Structure | None, dead: Mapping[str, float]) -> set[str]:
+    """Modules that nothing but dead modules feeds, directly or through others."""
+    if structure is None:
+        return set()
+    normalisers = {node.path for node in structure.modules if any("Norm" in kind for kind in (node.kind, *node.bases))}
+    known = set(dead)
+    # In the order of execution one pass is enough; a module that runs twice may feed an earlier one.
+    for module in structure.order:
+        sources = [source for source in structure.sources(module) if source != module]
+        if sources and all(source in known and source not in normalisers for source in sources):
+            known.add(module)
+    return known - set(dead)
