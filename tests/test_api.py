@@ -148,7 +148,7 @@ def test_a_folder_without_a_readable_run(recorded, tmp_path, what):
 def test_explain_knows_every_family_and_suggests(monkeypatch):
     for name in ("shifting-input", "parameter-drift", "insert-norm"):
         assert len(hf.explain(name)) > 200
-    with pytest.raises(InputError, match="try: holdfast explain shifting-input"):
+    with pytest.raises(InputError, match="type: holdfast explain shifting-input"):
         hf.explain("shiftin-input")
 
 

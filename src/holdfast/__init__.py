@@ -1,14 +1,30 @@
-"""Holdfast: watches a PyTorch network in training, measures covariate shift with its noise, says what to do about it."""
+"""Holdfast: watches a PyTorch network in training, measures covariate shift with its noise, and says what to do."""
 
-# the loop
-from holdfast.api import LiveRun as LiveRun
-from holdfast.api import Run as Run
-from holdfast.api import diagnose as diagnose
-from holdfast.api import explain as explain
-from holdfast.api import preflight as preflight
-from holdfast.api import watch as watch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# errors
-from holdfast.core.errors import HoldfastError as HoldfastError
+if TYPE_CHECKING:
+    # the loop
+    from holdfast.api import LiveRun as LiveRun
+    from holdfast.api import Run as Run
+    from holdfast.api import diagnose as diagnose
+    from holdfast.api import explain as explain
+    from holdfast.api import preflight as preflight
+    from holdfast.api import watch as watch
 
+    # errors
+    from holdfast.core.errors import HoldfastError as HoldfastError
+
+__all__ = ["HoldfastError", "LiveRun", "Run", "diagnose", "explain", "preflight", "watch"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the facade, and PyTorch with it, when somebody first asks for a part of it (`holdfast --help` does not)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    return getattr(import_module("holdfast.core.errors" if name == "HoldfastError" else "holdfast.api"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -19,7 +19,6 @@ from holdfast.clinic.preflight import preflight as preflight
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
-from holdfast.core.quantity import Quantity
 from holdfast.diagnosis.diagnose import diagnose as ask
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.watch import Mode, Watch
@@ -284,50 +283,47 @@ def explain(name: str) -> str:
         name: such as `"shifting-input"`, `"parameter-drift"`, `"insert-norm"`.
 
     Returns:
-        The card's text.
+        The card's text; the rule's first where a rule and its measure share a name.
 
     Raises:
         InputError: nothing has that name; the nearest names are given.
     """
-    cards = _cards()
-    if name not in cards:
-        near = get_close_matches(name, cards, n=3, cutoff=0.4) or sorted(cards)[:3]
+    families = {family: _cards(family) for family in _FAMILIES}
+    found = [(family, cards[name]) for family, cards in families.items() if name in cards]
+    if not found:
+        known = sorted({each for cards in families.values() for each in cards})
+        near = get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+        others = f" (or {', '.join(near[1:])})" if near[1:] else ""
         raise InputError(
             "the name of a rule, measure, treatment or normaliser",
             repr(name),
-            f"try: holdfast explain {near[0]}" + (f" (or {', '.join(near[1:])})" if len(near) > 1 else ""),
+            f"type: holdfast explain {near[0]}{others}",
         )
-    return cards[name]
+    if len(found) == 1:
+        return found[0][1]
+    return "\n\n\n".join(f"As a {_FAMILIES[family]}: {card}" for family, card in found)
 
 
 def card_names() -> dict[str, list[str]]:
     """Every name that `explain` knows, by family."""
-    return {family: sorted(_family(family)) for family in _FAMILIES}
+    return {family: sorted(_cards(family)) for family in _FAMILIES}
 
 
-# A card is the docstring of the file's public thing where that has one of its own, else of the file.
-_FAMILIES = ("diagnosis", "measures", "treatments", "norms")
+_FAMILIES = {"diagnosis": "rule", "measures": "measure", "treatments": "treatment", "norms": "normaliser"}
 
 
-def _cards() -> dict[str, str]:
-    return {name: text for family in _FAMILIES for name, text in _family(family).items()}
-
-
-def _family(family: str) -> dict[str, str]:
+def _cards(family: str) -> dict[str, str]:
+    """Names and cards of a family: the docstring of a class, or of a measure's file."""
     package = importlib.import_module(f"holdfast.{family}")
     if family == "diagnosis":
         cards = {rule.name: inspect.getdoc(type(rule)) for rule in package.RULES}
     elif family == "treatments":
         cards = {name: inspect.getdoc(treatment) for name, treatment in package.TREATMENTS.items()}
     elif family == "measures":
-        modules = [
+        files = (
             importlib.import_module(info.name) for info in pkgutil.iter_modules(package.__path__, "holdfast.measures.")
-        ]
-        cards = {
-            name: inspect.getdoc(module)
-            for module in modules
-            for name in {quantity.name for quantity in vars(module).values() if isinstance(quantity, Quantity)}
-        }
+        )
+        cards = {file.QUANTITY.name: inspect.getdoc(file) for file in files if hasattr(file, "QUANTITY")}
     else:
-        cards = {name: inspect.getdoc(getattr(package, name)) for name in vars(package) if name[0].isupper()}
-    return {name: text for name, text in cards.items() if text}
+        cards = {name: inspect.getdoc(member) for name, member in vars(package).items() if inspect.isclass(member)}
+    return {name: card for name, card in cards.items() if card}

@@ -63,6 +63,7 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
         "drift-amplification": lambda: measure(drifts, **where),
         "collapsed-features": lambda: measure(x, **where),
+        "signal-spread": lambda: measure(seen.channels, **where),
         "saturated-fraction": lambda: measure(seen.summary, **where, samples=16),
         "dead-units": lambda: measure(seen.channels, **where),
         "gradient-norm": lambda: measure(draw(seed, 5, 4), **where),

@@ -1,35 +1,6 @@
 import math
 
-import numpy as np
-import pytest
-
-from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules, spread, spreads
-from holdfast.stats.channels import ChannelMoments
-
-
-def _moments(mean, sd, n=64):
-    count = np.full(len(mean), float(n))
-    return ChannelMoments(count, np.array(mean, float), count * np.array(sd, float) ** 2, np.zeros(len(mean)))
-
-
-def test_spread_is_the_part_that_varies():
-    assert spread(_moments([0.0, 0.0], [1.0, 2.0])) == 1
-    assert spread(_moments([3.0], [4.0])) == pytest.approx(0.8)
-    assert spread(_moments([1.0], [0.0])) == 0
-
-
-def test_a_few_huge_constants_do_not_hide_the_signal():
-    assert spread(_moments([1e6, 0.0, 0.0], [0.0, 1.0, 1.0])) == pytest.approx(1)
-
-
-def test_a_few_varying_channels_among_constants_carry_signal():
-    assert spread(_moments([1.0] * 9 + [0.0], [0.0] * 9 + [1.0])) == pytest.approx(math.sqrt(0.1))
-
-
-def test_no_figure_without_data_or_signal():
-    assert math.isnan(spread(_moments([0.0, 0.0], [0.0, 0.0])))
-    assert math.isnan(spread(_moments([1.0], [1.0], n=7)))
-    assert math.isnan(spread(ChannelMoments.empty()))
+from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules, spreads
 
 
 def test_readings_come_before_merged_channels(script):

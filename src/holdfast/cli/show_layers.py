@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rich.console import Console
@@ -14,14 +14,11 @@ from rich.text import Text
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
-from holdfast.core.site import Site
 from holdfast.figures.wording import number, shortened
+from holdfast.report.believable import Believable
 from holdfast.report.layers import LayerRow, layer_rows
 
 Form = Literal["interval", "floor", "share", "plain"]
-
-COLLAPSED = "collapsed-signal"
-"""The rule that says where samples cannot be told apart: a drift there would be counted in units of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,8 @@ def show_layers(console: Console, history: History, diagnosis: Diagnosis) -> Non
         history: a run.
         diagnosis: of that run: a layer whose signal collapsed has no drift figure.
     """
-    collapsed = collapsed_inputs(diagnosis)
-    rows = believable(layer_rows(history), collapsed)
+    view = Believable(history, diagnosis)
+    rows, collapsed = layer_rows(view), view.collapsed
     columns = [column for column in COLUMNS if column.always or any(_of(row, column) for row in rows)]
     endless = console.options.update(width=10_000)  # a measurement stops at the width there is
     table = _table(rows, columns, collapsed, gap=2)
@@ -73,39 +70,6 @@ def show_layers(console: Console, history: History, diagnosis: Diagnosis) -> Non
     console.print(Text.assemble(("Layers  ", "bold"), (_when(rows), "dim")))
     console.print(table)
     console.print(Text(_legend(rows), style="dim"))
-
-
-def collapsed_inputs(diagnosis: Diagnosis) -> frozenset[Site]:
-    """Inputs at which the diagnosis found that the samples cannot be told apart.
-
-    Args:
-        diagnosis: of a run.
-
-    Returns:
-        Sites as `LayerRow.site` names them.
-    """
-    return frozenset(
-        site.at(port="input", phase="train", leaf="")
-        for finding in diagnosis
-        if finding.rule == COLLAPSED
-        for site in finding.sites
-    )
-
-
-def believable(rows: list[LayerRow], collapsed: Collection[Site]) -> list[LayerRow]:
-    """The rows without the drifts of layers whose signal collapsed.
-
-    Args:
-        rows: of a run.
-        collapsed: their sites.
-
-    Returns:
-        The same rows in the same order.
-    """
-    return [
-        replace(row, drift=None, drift_100=None, observed_drift=None, drift_gain=None) if row.site in collapsed else row
-        for row in rows
-    ]
 
 
 def cell(reading: Reading | None, form: Form, *, collapsed: bool = False, brief: bool = False) -> Text:
@@ -147,28 +111,35 @@ def layers_as_dicts(history: History, diagnosis: Diagnosis) -> list[dict[str, An
     Returns:
         One object a layer; `null` for a reading that it has not.
     """
-    collapsed = collapsed_inputs(diagnosis)
+    view = Believable(history, diagnosis)
     readings = [each.name for each in fields(LayerRow) if each.name not in ("site", "label", "kind")]
     return [
         {
             "layer": row.label,
             "kind": row.kind,
-            "signal_collapsed": row.site in collapsed,
+            "signal_collapsed": (row.site.stream, row.site.module) in view.collapsed,
             **{name: None if (reading := getattr(row, name)) is None else reading.as_dict() for name in readings},
         }
-        for row in believable(layer_rows(history), collapsed)
+        for row in layer_rows(view)
     ]
 
 
 def _table(
-    rows: list[LayerRow], columns: list[Column], collapsed: Collection[Site], *, gap: int, brief: bool = False
+    rows: list[LayerRow],
+    columns: list[Column],
+    collapsed: Collection[tuple[str, str]],
+    *,
+    gap: int,
+    brief: bool = False,
 ) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("layer\n", no_wrap=True)
     for column in columns:
         table.add_column(column.head, justify="right", no_wrap=True)
     for row in rows:
-        gone = row.site in collapsed or (row.collapsed is not None and row.collapsed.value > 0.5)
+        gone = (row.site.stream, row.site.module) in collapsed or (
+            row.collapsed is not None and row.collapsed.value > 0.5
+        )
         cells = (cell(_of(row, column), column.form, collapsed=gone, brief=brief) for column in columns)
         table.add_row(shortened(row.label), *cells)
     return table

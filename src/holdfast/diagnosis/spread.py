@@ -1,12 +1,4 @@
-"""Spread: how much of a signal tells the samples apart.
-
-    spread_j = σ_j / √(mean_j² + σ_j²)      per channel, over samples and positions
-    spread   = the greater of the pooled ratio √(Σσ²/Σ(mean²+σ²)) and the median channel's
-
-1 for a signal that varies about zero; 0 for one that is the same for every sample. The greater of the two is taken
-because a few channels with a huge constant (as transformers have) leave the others' information intact, and a few
-informative ones among many constant ones carry it too.
-"""
+"""Where samples cannot be told apart, and no drift in units of their SD is to be believed."""
 
 from __future__ import annotations
 
@@ -20,39 +12,13 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.core.units import Unit
+from holdfast.measures.signal_spread import spread_of
 from holdfast.stats.channels import ChannelMoments
 
 DEAD_SPREAD = 2.0**-10
 """Below it the samples differ by less than two units in the last place of float16 (11 significant bits), and less than
 half a unit of bfloat16 (8 bits): 2⁻¹⁰ ≈ 0.001. Seen: healthy networks ≥ 0.3 at every layer; ten sigmoid layers of
 PyTorch's default initialisation 3e-4 at the fifth and 2e-8 at the last."""
-
-LEAST_VALUES = 8
-"""Values a channel, below which its SD over samples says little: relative error 1/√(2·8) = 25 %."""
-
-
-def spread(moments: ChannelMoments) -> float:
-    """The part of a signal that differs between samples, between 0 and 1.
-
-    Args:
-        moments: of one site.
-
-    Returns:
-        The ratio; NaN without a channel that has data and is not zero throughout.
-
-    Example:
-        >>> spread(ChannelMoments(*(np.array([each]) for each in (8.0, 3.0, 8 * 16.0, 0.0))))
-        0.8
-    """
-    with np.errstate(over="ignore"):
-        variance, square = moments.variance, moments.variance + moments.mean**2
-    usable = (moments.count >= LEAST_VALUES) & (square > 0) & np.isfinite(square)
-    if not usable.any():
-        return math.nan
-    variance, square = variance[usable], square[usable]
-    greatest = square.max()  # sums of squares near the top of float64 must not overflow
-    pooled = (variance / greatest).sum() / (square / greatest).sum()
-    return float(np.sqrt(max(pooled, np.median(variance / square))))
 
 
 def spreads(history: History, stream: str) -> dict[Site, list[Reading]]:
@@ -78,7 +44,7 @@ def spreads(history: History, stream: str) -> dict[Site, list[Reading]]:
         for step, statistic in history.channels(site):
             if not isinstance(statistic, ChannelMoments):
                 continue
-            value = spread(statistic)
+            value = spread_of(statistic)
             if math.isfinite(value):
                 n = int(statistic.count.max())
                 found.setdefault(site, []).append(Reading("signal-spread", site, step, value, Unit.RATIO, n))

@@ -38,6 +38,8 @@ from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.signal_spread import QUANTITY as _signal_spread
+from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
 from holdfast.measures.weight_norm import QUANTITY as _weight_norm
@@ -54,6 +56,7 @@ QUANTITIES: dict[str, Quantity] = {
         _drift_gain,
         _drift_amplification,
         _collapsed_features,
+        _signal_spread,
         _saturated_fraction,
         _dead_units,
         _backward_gain,

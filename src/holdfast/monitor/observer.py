@@ -130,6 +130,7 @@ class Observer:
         self._left_out: set[str] = set()
         self._exponents: dict[tuple[str, Port, str], int] = {}
         self._samplings: dict[tuple[str, Port, str], Sampling] = {}
+        self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._hooks = HookSet()
         for path, module in leaves:
             self._hooks.pre(module, functools.partial(self._before, path))
@@ -202,7 +203,7 @@ class Observer:
                     if not recomputed:
                         self._read(path, module, "output", leaf, tensor, call)
                     if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
-                        site = Site(path, "grad_output", self._stream, leaf, call, "train")
+                        site = self._site(path, "grad_output", leaf, call, "train")
                         on_gradient(tensor, functools.partial(self._gradient, site, module))
             except Exception as exception:
                 self._leave_out(path, exception)
@@ -231,7 +232,7 @@ class Observer:
         layout = layout_of(module, tensor, known.layout if known else None, leaf=leaf)
         if layout is None:
             return
-        site = Site(path, port, self._stream, leaf, call, self._phase)
+        site = self._site(path, port, leaf, call, self._phase)
         if known and known.layout == layout and self._threshold(site) is None:
             observation = known.observation
             key = (path, port, leaf)
@@ -262,6 +263,14 @@ class Observer:
         )
         self._exponents.setdefault(key, observation.summary.sketch.exponent)
         return observation
+
+    def _site(self, path: str, port: Port, leaf: str, call: int, phase: Phase) -> Site:
+        """The same object each time: whoever looks a site up by its identity first finds it there."""
+        key = (path, port, leaf, call, phase)
+        found = self._sites.get(key)
+        if found is None:
+            found = self._sites[key] = Site(path, port, self._stream, leaf, call, phase)
+        return found
 
     def _threshold(self, site: Site) -> float | None:
         return self.saturating.get((site.module, site.port))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.core.reading import Reading
-from holdfast.core.site import Site
+from holdfast.core.site import Port, Site
 from holdfast.measures.gradient_norm import gradient_norm
 from holdfast.measures.update_ratio import update_ratio
 from holdfast.measures.weight_norm import weight_norm
@@ -29,6 +29,7 @@ class Parameters:
         self._optimizer = optimizer
         self._stream = stream
         self._before: list[Tensor] = []
+        self._sites: dict[str, dict[Port, Site]] = {}
         self.scan()
 
     def scan(self) -> None:
@@ -90,13 +91,20 @@ class Parameters:
         for place, ((name, _), weight, change) in enumerate(
             zip(self._named, _norms(now), _norms(updates), strict=True)
         ):
-            module, _, leaf = name.rpartition(".")
-            site, n = Site(module, "weight", self._stream, leaf), now[place].numel()
+            sites, n = self._sites_of(name), now[place].numel()
             if place in gradient_norms:
-                readings.append(gradient_norm(gradient_norms[place], site=site.at(port="weight_grad"), step=step, n=n))
-            readings.append(weight_norm(weight, site=site, step=step, n=n))
-            readings.append(update_ratio(change, weight, site=site.at(port="update"), step=step, n=n))
+                readings.append(gradient_norm(gradient_norms[place], site=sites["weight_grad"], step=step, n=n))
+            readings.append(weight_norm(weight, site=sites["weight"], step=step, n=n))
+            readings.append(update_ratio(change, weight, site=sites["update"], step=step, n=n))
         return readings
+
+    def _sites_of(self, name: str) -> dict[Port, Site]:
+        found = self._sites.get(name)
+        if found is None:
+            module, _, leaf = name.rpartition(".")
+            ports: tuple[Port, ...] = ("weight", "weight_grad", "update")
+            found = self._sites[name] = {port: Site(module, port, self._stream, leaf) for port in ports}
+        return found
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:

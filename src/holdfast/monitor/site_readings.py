@@ -19,6 +19,7 @@ from holdfast.measures.observed_drift import observed_drift
 from holdfast.measures.parameter_share import parameter_share
 from holdfast.measures.sampling_drift import sampling_drift
 from holdfast.measures.saturated_fraction import saturated_fraction
+from holdfast.measures.signal_spread import signal_spread
 from holdfast.monitor.observer import Gradient, Roles
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.features import Features
@@ -76,7 +77,10 @@ def site_readings(
                 readings += _some(_dead(site, observation, past, step))
             continue
         now = features[site] = observation.features
-        readings += _some(collapsed_features(now, site=site, step=step))
+        readings += _some(
+            collapsed_features(now, site=site, step=step),
+            signal_spread(observation.channels, site=site, step=step, samples=now.samples),
+        )
         then = past.features.get(site)
         if then is None or then.values.shape[1] != now.values.shape[1]:
             continue

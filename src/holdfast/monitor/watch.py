@@ -265,7 +265,8 @@ class Watch:
             channels,
             tuple(readings),
             events=tuple(self._events),
-            pinned=self._cadence.alarmed(self._step),
+            # The first step stays as it was: how training began is asked long after.
+            pinned=self._step == 1 or self._cadence.alarmed(self._step),
         )
         self._events.clear()
 

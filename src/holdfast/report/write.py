@@ -30,6 +30,7 @@ from holdfast.figures.ridgeline import ridgeline
 from holdfast.figures.theme import THEMES, template
 from holdfast.figures.wording import number, verdict
 from holdfast.live.leaves import saturation_threshold
+from holdfast.report.believable import Believable
 from holdfast.report.facts import run_facts
 from holdfast.report.layers import LayerRow, layer_rows
 
@@ -124,6 +125,7 @@ def render(history: History, diagnosis: Diagnosis) -> str:
     )
     counts = Counter(finding.severity for finding in diagnosis.findings)
     tally = [(severity, counts[severity]) for severity in reversed(SEVERITIES) if counts[severity]]
+    history = Believable(history, diagnosis)
     streams = list(history.streams()) or ["net"]
     events = list(history.events())
     return environment.get_template("report.html.jinja").render(
