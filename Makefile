@@ -16,11 +16,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/holdfast demo
 
+# One process a core, one thread each: small tensors gain nothing from more, and cores that wait for each other lose.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

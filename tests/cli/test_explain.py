@@ -33,4 +33,4 @@ def test_json_holds_name_and_card(run: Callable[..., Result]) -> None:
 def test_an_unknown_name_suggests_the_nearest(run: Callable[..., Result]) -> None:
     result = run("explain", "saturated-unit")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "got 'saturated-unit'; try: holdfast explain saturated-units" in result.stderr
+    assert "got 'saturated-unit'; type: holdfast explain saturated-units" in result.stderr

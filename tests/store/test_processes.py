@@ -115,7 +115,7 @@ def test_a_full_disk_does_not_end_training_and_is_told_once(start, tmp_path):
 
 
 def test_without_rights_runs_are_read_and_new_ones_refused(start, tmp_path):
-    for place in (tmp_path, *tmp_path.parents[:2]):
+    for place in (tmp_path, *(each for each in tmp_path.parents if "pytest-of-" in str(each))):
         place.chmod(0o755)
     out, _ = finish(start("unprivileged", tmp_path))
     said = json.loads(out)

@@ -32,7 +32,7 @@ def edges(exponent: int) -> Float64[ndarray, 65]:
 
     Example:
         >>> edges(0)[31:34].round(4).tolist()
-        [-0.2013, 0.0, 0.2013]
+        [-0.2031, 0.0, 0.2031]
     """
     return _UNIT_EDGES * 2.0**exponent
 
@@ -51,7 +51,7 @@ class Sketch:
     Example:
         >>> sketch = Sketch(0, (0,) * 32 + (2, 2) + (0,) * 30)
         >>> sketch.count, round(sketch.quantile(0.5), 4)
-        (4, 0.2013)
+        (4, 0.2031)
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("exponent", *(f"bin{k:02d}" for k in range(BINS)))

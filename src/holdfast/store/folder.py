@@ -117,12 +117,12 @@ def find(place: Path, *, attempt: int | None, rank: int) -> RunFile:
     Raises:
         RunError: there is none.
     """
-    if not place.exists():
-        raise RunError("a run's folder", f"'{place}', which does not exist", HOW_TO_RECORD)
-    if not place.is_dir():
-        match = _NAME.fullmatch(place.name)
-        return _not_empty(RunFile(int(match[1]) if match else 1, int(match[2]) if match else 0, place))
     try:
+        if not place.exists():
+            raise RunError("a run's folder", f"'{place}', which does not exist", HOW_TO_RECORD)
+        if not place.is_dir():
+            match = _NAME.fullmatch(place.name)
+            return _not_empty(RunFile(int(match[1]) if match else 1, int(match[2]) if match else 0, place))
         files = [file for file in run_files(place) if file.rank == rank]
     except OSError as error:
         raise RunError(
