@@ -107,6 +107,36 @@ def test_a_second_run_in_a_folder_is_a_new_attempt(recorded):
     assert hf.Run(recorded).steps == 3
 
 
+def test_a_live_run_stays_itself_when_another_begins_in_its_folder(tmp_path):
+    runs = []
+    for steps in (5, 9):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        runs.append((hf.watch(model, optimizer, run=tmp_path / "run", every=1), model, optimizer))
+        train(model, optimizer, steps)
+    for (run, _, _), steps in zip(runs, (5, 9), strict=True):
+        run.close()
+        assert run.steps == run.history.steps == steps
+        assert len(run.history.values("loss")[1]) == steps
+
+
+def test_a_script_that_never_closes_loses_no_step(tmp_path):
+    process = python(
+        LOOP
+        + """
+    run = hf.watch(model, optimizer, run="run", every=10)
+    for _ in range(25):
+        step()
+""",
+        tmp_path,
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    with hf.Run(tmp_path / "run") as run:
+        assert run.steps == 25
+        assert run.history.events("cadence")
+
+
 def test_a_watch_that_is_refused_leaves_no_folder(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

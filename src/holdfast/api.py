@@ -158,15 +158,17 @@ class LiveRun(Run):
     Made by `watch`. Everything a `Run` offers works while it grows, and after it was closed.
     """
 
-    def __init__(self, path: Path, watch: Watch) -> None:
+    def __init__(self, path: Path, watch: Watch, writer: RunWriter) -> None:
         self._path = path
         self._watch = watch
+        self._writer = writer
         self._opened: RunReader | None = None
 
     @property
     def _reader(self) -> RunReader:  # type: ignore[override]
         if self._opened is None:
-            self._opened = RunReader(self._path)
+            # A later run in the same folder is another attempt, not this one.
+            self._opened = RunReader(self._path, attempt=self._writer.attempt)
         return self._opened
 
     @property
@@ -177,7 +179,7 @@ class LiveRun(Run):
     @property
     def durable_step(self) -> int:
         """The last step that a crash of this process cannot lose."""
-        return self._watch.sink.durable_step
+        return self._writer.durable_step
 
     def log(self, **values: float | int | Tensor) -> None:
         """Add values of your own to the present step; `loss=` replaces the loss taken from `backward()`.
@@ -225,7 +227,7 @@ def watch(
         sites: layers to observe, as shell patterns over module paths (`"encoder.*"`); all when `None`.
         mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
-        stream: the model's name in the run, for runs of several models.
+        stream: the model's name in the run; each watch records into a folder of its own.
         strict: raise errors of the monitor's own instead of going on without the part that failed.
 
     Returns:
@@ -238,10 +240,16 @@ def watch(
         InputError: an option is not usable.
     """
     path = Path(fspath(run))
+    writers: list[RunWriter] = []
+
+    def record() -> RunWriter:
+        writers.append(RunWriter(path))
+        return writers[0]
+
     watching = Watch(
         model,
         optimizer,
-        lambda: RunWriter(path),
+        record,
         name=str(path),
         stream=stream,
         probe=probe,
@@ -253,7 +261,7 @@ def watch(
         folder=path,
         strict=strict,
     )
-    return LiveRun(path, watching)
+    return LiveRun(path, watching, writers[0])
 
 
 def diagnose(run: Run | StrPath | History) -> Diagnosis:

@@ -1,4 +1,5 @@
 import copy
+import gc
 import io
 import math
 import random
@@ -522,6 +523,172 @@ def test_an_input_changed_in_place_is_not_probed_with_the_wrong_values(record):
     assert event.message == "no step probe: the batch was changed in place after the forward"
 
 
+def test_a_stale_batch_is_not_taken_for_the_steps_own(record):
+    """One call of the model itself, and then steps that go through its parts: nothing was seen to be replayed."""
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    recording = record(model, optimizer)
+    model(torch.randn(32, 6) + 5)
+    train(model, optimizer, batches(1))
+    for inputs, labels in batches(4):
+        optimizer.zero_grad()
+        hidden = inputs
+        for layer in model:
+            hidden = layer(hidden)
+        F.cross_entropy(hidden, labels).backward()
+        optimizer.step()
+    history = recording.close()
+    assert {each.step for each in history.readings("parameter-drift")} == {1}
+    assert [event.step for event in history.events("monitor-error")] == [2]
+    assert history.steps == 5
+
+
+def test_a_batch_changed_once_costs_one_steps_probe(record):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record(model, optimizer)
+    for step, (inputs, labels) in enumerate(batches(5)):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        if step == 2:
+            inputs.zero_()
+        optimizer.step()
+    history = recording.close()
+    assert {each.step for each in history.readings("parameter-drift")} == {1, 2, 4, 5}
+
+
+def test_a_fixed_probe_that_fails_leaves_the_rest_alone(record, monkeypatch):
+    def run(breaks: bool):
+        model = small_net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recording = record(model, optimizer, every=2, probe=torch.randn(16, 6), strict=False)
+        train(model, optimizer, batches(4))
+        if breaks:
+
+            def fail(step):
+                raise ArithmeticError("planted")
+
+            monkeypatch.setattr(recording.watch._fixed, "hold", fail)
+            with pytest.warns(RuntimeWarning, match="fixed probe failed"):
+                train(model, optimizer, batches(1))
+        else:
+            train(model, optimizer, batches(1))
+        train(model, optimizer, batches(8))
+        return recording.close()
+
+    broken, whole = run(True), run(False)
+    site = Site("2", "input")
+    assert [step for step, _ in broken.summaries(site)] == [1, 2, 4, 6, 8, 10, 12]
+    assert [each.value for each in broken.readings("parameter-drift", site)] == [
+        each.value for each in whole.readings("parameter-drift", site)
+    ]
+    assert max(each.step for each in broken.readings("parameter-drift") if each.site.phase == "probe") <= 6
+
+
+def test_a_gradient_scaler_is_seen_through(record):
+    """Scaled losses and gradients are recorded unscaled, and a skipped step leaves nothing in the next one."""
+
+    def run(scaler):
+        model = small_net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recording = record(model, optimizer)
+        for step, (inputs, labels) in enumerate(batches(6)):
+            if scaler is None and step == 3:
+                continue
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), labels)
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+                continue
+            scaler.scale(loss).backward()
+            if step == 3:
+                model[0].weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+        return recording.close()
+
+    scaled, plain = run(torch.amp.GradScaler("cpu", init_scale=1024.0)), run(None)
+    assert scaled.steps == plain.steps == 5
+    assert scaled.values("loss")[1].tolist() == pytest.approx(plain.values("loss")[1].tolist())
+    (event,) = scaled.events("skipped-step")
+    assert event.step == 3
+    for site in (Site("0", "grad_output"), Site("0", "weight_grad", leaf="weight")):
+        ours = [each.value for each in scaled.readings("gradient-norm", site)]
+        assert ours == pytest.approx([each.value for each in plain.readings("gradient-norm", site)], rel=1e-4)
+    assert not scaled.events("nonfinite")
+    assert torch.amp.GradScaler.scale.__qualname__ == "GradScaler.scale"
+    assert not hasattr(torch.amp.GradScaler.scale, "__wrapped__")
+
+
+def test_warnings_turned_into_errors_do_not_reach_training(record, monkeypatch, capsys):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record(model, optimizer, strict=False)
+    monkeypatch.setattr(recording.watch._observer, "_observe", lambda *_: 1 / 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, batches(3))
+    history = recording.close()
+    assert history.steps == 3
+    assert len(history.values("loss")[1]) == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_loss_that_stays_nan_does_not_raise_the_cadence_for_ever(record):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record(model, optimizer, every=100)
+    data = batches(120)
+    data[4][0][0, 0] = torch.nan
+    train(model, optimizer, data)
+    history = recording.close()
+    assert len(history.events("nonfinite")) == 1
+    assert len(history.summaries(Site("0", "input"))) < 30
+
+
+def test_a_second_nan_later_is_reported_too(record):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    recording = record(model, optimizer, every=100)
+    data = batches(9)
+    for step in (2, 6):
+        data[step][0][0, 0] = torch.nan
+    for inputs, labels in data:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        for parameter in model.parameters():
+            parameter.grad.nan_to_num_()
+        optimizer.step()
+    assert [event.step for event in recording.close().events("nonfinite")] == [3, 7]
+
+
+def test_parameters_added_later_count_in_the_gradient_norm_at_once(record):
+    model = small_net()
+    model[4].requires_grad_(False)
+    optimizer = torch.optim.SGD([*model[0].parameters(), *model[2].parameters()], lr=0.1)
+    recording = record(model, optimizer, every=100)
+    train(model, optimizer, batches(2))
+    model[4].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[4].parameters())})
+    train(model, optimizer, batches(1))
+    expected = math.sqrt(sum(each.grad.square().sum().item() for each in model.parameters()))
+    assert recording.close().values("gradient-norm")[1][-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_forgotten_watch_goes_with_its_model():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = MemoryRun()
+    watch = Watch(model, optimizer, lambda: run, name="forgotten", every=1)
+    train(model, optimizer, batches(2))
+    del watch, model, optimizer
+    gc.collect()
+    assert not hasattr(torch.autograd.backward, "__wrapped__")
+    assert run.events("cadence")
+
+
 def test_half_precision_and_channels_last(record):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
@@ -551,4 +718,4 @@ def test_the_account_is_recorded(record):
     (event,) = recording.close().events("cadence")
     assert event.data["observed"] == 4  # 1, 2, 4, 6
     assert event.data["overhead"] > 0
-    assert set(event.data["seconds"]) == {"run", "hooks", "measures", "probes", "hand-off"}
+    assert set(event.data["seconds"]) == {"run", "hooks", "measures", "probes", "hand-off", "writing"}

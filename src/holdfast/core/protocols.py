@@ -34,6 +34,11 @@ class Sink(Protocol):
         """The last step that a crash of this process cannot lose; 0 before the first."""
         ...
 
+    @property
+    def seconds(self) -> float:
+        """Processor time that writing has taken so far, beside the training thread."""
+        ...
+
     def close(self) -> None:
         """Write what is still on its way; a second call does nothing."""
         ...

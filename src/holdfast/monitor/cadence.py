@@ -20,19 +20,24 @@ SETTLED = max(SETTLING)
 
 @dataclass(slots=True)
 class Account:
-    """Seconds spent by the monitor, by cause, beside the seconds of the whole run."""
+    """Seconds spent by the monitor, by cause, beside the seconds of the whole run.
+
+    `writing` is processor time of the store's own thread: it runs beside training, but takes a core and the
+    interpreter from it, and is counted in full.
+    """
 
     hooks: float = 0.0
     measures: float = 0.0
     probes: float = 0.0
     hand_off: float = 0.0
+    writing: float = 0.0
     run: float = 0.0
     observed: int = 0
 
     @property
     def spent(self) -> float:
         """Seconds spent by the monitor in all."""
-        return self.hooks + self.measures + self.probes + self.hand_off
+        return self.hooks + self.measures + self.probes + self.hand_off + self.writing
 
     @property
     def overhead(self) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -17,49 +20,54 @@ class LossTap:
 
     `Tensor.backward` goes through `torch.autograd.backward`, so one replaced function sees every root. The scalar
     roots since the last optimiser step belong to the next optimiser that steps: their sum is the function whose
-    gradient that step follows (gradient accumulation, a discriminator's two losses).
+    gradient that step follows (gradient accumulation, a discriminator's two losses). A root that a gradient scaler
+    made is heard as it was before; when the scaler skips a step, what was heard for it is forgotten.
 
     Install with `open`, take back with `close`; both count, so that several watches share one tap.
     """
 
     def __init__(self) -> None:
-        self._users = 0
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._roots: list[Tensor] = []
-        self._original: Any = None
-        self._wrapper: Any = None
+        self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, ours
         self._steps: Any = None
         self._pid = 0
+        self._scaled: tuple[weakref.ref[Tensor], Tensor, GradScaler] | None = None
+        self._scaler: GradScaler | None = None
 
-    def open(self) -> None:
-        """Start listening."""
-        self._users += 1
-        if self._users > 1:
+    def open(self, skipped: Callable[[], None]) -> None:
+        """Start listening.
+
+        Args:
+            skipped: a bound method, called when a gradient scaler has skipped a step; not kept alive.
+        """
+        self._listeners.append(weakref.WeakMethod(skipped))
+        if self._replaced:
             return
         self._pid = os.getpid()
-        self._roots.clear()
-        self._original = torch.autograd.backward
-        original = self._original
-
-        @functools.wraps(original)
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            self._hear(tensors)
-            return original(tensors, *args, **kwargs)
-
-        self._wrapper = backward
-        torch.autograd.backward = backward
+        self._forget()
+        self._replace(torch.autograd, "backward", self._backward)
+        self._replace(GradScaler, "scale", self._scale)
+        self._replace(GradScaler, "update", self._update)
         # Runs after the stepping optimiser's own hooks, and so after its watch has taken the loss.
-        self._steps = register_optimizer_step_post_hook(self._forget)
+        self._steps = register_optimizer_step_post_hook(self._stepped)
 
-    def close(self) -> None:
-        """Stop listening; the last to close puts torch's function back."""
-        self._users -= 1
-        if self._users > 0:
+    def close(self, skipped: Callable[[], None]) -> None:
+        """Stop listening; the last to close puts torch's functions back.
+
+        Args:
+            skipped: as given to `open`.
+        """
+        self._listeners = [each for each in self._listeners if each() not in (None, skipped)]
+        if self._listeners or not self._replaced:
             return
-        # Somebody may have wrapped ours since: theirs stays, and ours within it hears nobody from now on.
-        if torch.autograd.backward is self._wrapper:
-            torch.autograd.backward = self._original
+        for owner, name, original, ours in self._replaced:
+            # Somebody may have wrapped ours since: theirs stays, and ours within it hears nobody from now on.
+            if getattr(owner, name) is ours:
+                setattr(owner, name, original)
+        self._replaced.clear()
         self._steps.remove()
-        self._roots.clear()
+        self._forget()
 
     def take(self, *, first: bool = False) -> float | None:
         """The loss since the last step, and forget it.
@@ -75,15 +83,69 @@ class LossTap:
             return None
         return float(sum(float(root) for root in (roots[:1] if first else roots)))
 
+    @property
+    def scale(self) -> float:
+        """By what the gradients at the layers' outputs were multiplied in the step under way."""
+        return 1.0 if self._scaler is None else float(self._scaler.get_scale())
+
+    # What stands in for torch's functions; each calls the original first or last, and changes nothing about it.
+
+    def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        original = getattr(owner, name)
+        ours = functools.wraps(original)(make(original))
+        setattr(owner, name, ours)
+        self._replaced.append((owner, name, original, ours))
+
+    def _backward(self, original: Any) -> Any:
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            self._hear(tensors)
+            return original(tensors, *args, **kwargs)
+
+        return backward
+
+    def _scale(self, original: Any) -> Any:
+        def scale(scaler: GradScaler, outputs: Any) -> Any:
+            scaled = original(scaler, outputs)
+            if self._hears and isinstance(outputs, Tensor) and isinstance(scaled, Tensor):
+                self._scaled = (weakref.ref(scaled), outputs.detach(), scaler)
+            return scaled
+
+        return scale
+
+    def _update(self, original: Any) -> Any:
+        def update(scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
+            original(scaler, *args, **kwargs)
+            if self._hears and self._roots and self._scaler is scaler:
+                self._forget()
+                for listener in self._listeners:
+                    skipped = listener()
+                    if skipped is not None:
+                        skipped()
+
+        return update
+
+    @property
+    def _hears(self) -> bool:
+        return bool(self._listeners) and os.getpid() == self._pid
+
     def _hear(self, tensors: Any) -> None:
-        if self._users == 0 or os.getpid() != self._pid:
+        if not self._hears:
             return
         root = tensors[0] if isinstance(tensors, tuple | list) and len(tensors) == 1 else tensors
-        if isinstance(root, Tensor) and root.numel() == 1 and root.is_floating_point() and len(self._roots) < 10_000:
+        if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
+            return
+        if self._scaled is not None and self._scaled[0]() is root:
+            _, root, self._scaler = self._scaled
+            self._scaled = None
+        if root.numel() == 1 and len(self._roots) < 10_000:
             self._roots.append(root.detach())
 
-    def _forget(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._roots.clear()
+        self._scaled = self._scaler = None
 
 
 TAP = LossTap()

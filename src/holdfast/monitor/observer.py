@@ -29,19 +29,21 @@ class Gradient:
         summary: over the elements read.
         elements: how many the gradient has.
         samples: how many rows it has.
+        scale: what a gradient scaler multiplied it by.
     """
 
     summary: Summary
     elements: int
     samples: int
+    scale: float = 1.0
 
     def __add__(self, other: Gradient) -> Gradient:
         return Gradient(self.summary + other.summary, self.elements + other.elements, self.samples + other.samples)
 
     @property
     def norm(self) -> float:
-        """L2 norm, from the mean square of the elements read."""
-        return float(self.summary.moments.rms * self.elements**0.5)
+        """L2 norm of the unscaled gradient, from the mean square of the elements read."""
+        return float(self.summary.moments.rms * self.elements**0.5) / self.scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,13 @@ class Parameters:
         self._before = [_local(parameter).detach().clone() for _, parameter in self._named]
 
     def global_gradient_norm(self) -> float | None:
-        """L2 norm of all gradients together; `None` when there is none."""
-        gradients = [_local(each.grad) for _, each in self._named if each.grad is not None and not each.grad.is_sparse]
+        """L2 norm of the gradients of all parameters that the optimiser steps; `None` when there is none."""
+        gradients = [
+            _local(each.grad)
+            for group in self._optimizer.param_groups
+            for each in group["params"]
+            if each.grad is not None and not each.grad.is_sparse
+        ]
         return float(nn.utils.get_total_norm(gradients)) if gradients else None
 
     def nonfinite_gradients(self) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 import os
 import random
 import traceback
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +27,11 @@ from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.structure import Structure
+from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import observed_leaves
-from holdfast.live.replay import Call, record_call, replay
+from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
@@ -42,6 +44,10 @@ from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.stats.features import Features
 
 Mode = Literal["sampled", "exact"]
+
+EPISODES = 5
+"""Stretches of non-finite steps that are looked into: a run that breaks at every other step must not be replayed at
+each of them."""
 
 # Models under watch, and the name of the run that watches each.
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -98,6 +104,7 @@ class Watch:
         folder: Path | None = None,
         strict: bool = False,
     ) -> None:
+        self._given = model
         self._model = inner_model(model)
         self._optimizer = optimizer
         self._stream = stream
@@ -105,16 +112,20 @@ class Watch:
         self._strict = strict
         self._pid = os.getpid()
         self._random = random.Random(0)
-        self._broken: set[str] = set()
+        self._broken: set[str] = set()  # parts that failed and are left out
+        self._noted: set[str] = set()  # reasons given once why a part had nothing to say
+        self._unread: frozenset[str] = frozenset()
         self._events: list[Event] = []
         self._step = 0
         self._observing = False
-        self._closed = False
+        self._closed = True  # until everything is in place
         self._call: Call | None = None
+        self._autocast: Autocast | None = None
         self._held: StepRecord | None = None
         self._logged: dict[str, float] = {}
         self._loss: float | None = None
-        self._nonfinite = False
+        self._nonfinite = False  # whether the last step was
+        self._episodes = 0
         self._structure: Structure | None = None
         self._past = Past()
         self._evals = 0
@@ -148,8 +159,11 @@ class Watch:
             optimizer.register_step_pre_hook(self._step_begins),
             optimizer.register_step_post_hook(self._step_ends),
         )
-        TAP.open()
-        self._guard("fixed probe", self._prepare_next)
+        TAP.open(self._step_skipped)
+        self._closed = False
+        _close_at_exit()
+        _OPEN.add(self)
+        self._next()
 
     # What the user calls
 
@@ -180,7 +194,8 @@ class Watch:
         self._closed = True
         if os.getpid() != self._pid:
             return
-        TAP.close()
+        _OPEN.discard(self)
+        TAP.close(self._step_skipped)
         for handle in self._step_hooks:
             handle.remove()
         self._root_hooks.close()
@@ -188,6 +203,11 @@ class Watch:
         _WATCHED.pop(self._model, None)
         self._guard("account", self._write_account)
         self.sink.close()
+
+    def __del__(self) -> None:
+        # A notebook's cell run again rebinds model, optimiser and run: the old watch goes with them.
+        if not getattr(self, "_closed", True):
+            self.close()
 
     # What the hooks call
 
@@ -201,6 +221,7 @@ class Watch:
         self._flush()
         if module.training and torch.is_grad_enabled():
             self._call = record_call(args, kwargs, python=self._observing, numpy=self._observing)
+            self._autocast = self._call.autocast
             if self._observing:
                 self._observer.begin_pass("train")
         elif self._observing:
@@ -230,8 +251,25 @@ class Watch:
         self._step += 1
         self._guard("step", self._after_step, _has_closure(args, kwargs))
         if self._observing:
+            self._cadence.account.writing = self.sink.seconds
             self._cadence.observed()
-        self._guard("fixed probe", self._prepare_next)
+        self._call = None  # the batch must not be taken for a later step's, nor be kept alive
+        self._next()
+
+    def _step_skipped(self) -> None:
+        """The gradient scaler found an infinity and let this model's step fall: forget what was seen for it."""
+        if self._call is None or self._closed:
+            return
+        self._event("skipped-step", f"the gradient scaler skipped a step after step {self._step}")
+        self._call = None
+        if self._observing:
+            self._observer.begin(self._random.random())
+
+    def _next(self) -> None:
+        self._observing = False
+        self._guard("cadence", self._prepare_next)
+        if not self._observing:
+            self._observer.detach()
 
     def _after_step(self, closure: bool) -> None:
         with self._cadence.timed("hooks"):
@@ -242,6 +280,8 @@ class Watch:
         if self._observing:
             self._observer.detach()
             seen, gradients = self._observer.observations, self._observer.gradients
+            for gradient in gradients.values():
+                gradient.scale = TAP.scale
             if self._structure is None or not self._structure.order:
                 self._guard("structure", self._see_structure)
             drifts = self._guard("step probe", self._step_probe, seen) or []
@@ -256,7 +296,9 @@ class Watch:
                 if site.port == "input" or site.module in keep:
                     summaries[site] = observation.summary
                     channels[site] = observation.channels
-            summaries.update((site, gradient.summary) for site, gradient in gradients.items())
+            if TAP.scale == 1.0:  # scaled gradients have figures of no meaning to anybody else
+                summaries.update((site, gradient.summary) for site, gradient in gradients.items())
+            self._tell_unread()
         self._held = StepRecord(
             self._step,
             self._stream,
@@ -272,15 +314,14 @@ class Watch:
 
     def _prepare_next(self) -> None:
         """Decide whether the next step is observed, and make ready for it."""
-        self._observing = "step" not in self._broken and self._cadence.wants(self._step + 1)
-        if not self._observing:
-            self._observer.detach()
+        if "step" in self._broken or not self._cadence.wants(self._step + 1):
             return
-        if self._fixed is not None and "fixed probe" not in self._broken and not self._fixed.holds(self._step):
-            self._fixed.hold(self._step)
+        if self._fixed is not None and not self._fixed.holds(self._step):
+            self._guard("fixed probe", self._fixed.hold, self._step)
         self._observer.begin(self._random.random())
         self._evals = 0
         self._observer.attach()
+        self._observing = True
 
     # Parts of an observed step
 
@@ -292,8 +333,10 @@ class Watch:
         norm = self._parameters.global_gradient_norm()
         if norm is not None:
             values["gradient-norm"] = norm
-            if not math.isfinite(norm) and not self._nonfinite:
-                self._nonfinite_gradient(norm)
+            if not math.isfinite(norm):
+                self._guard("non-finite replay", self._nonfinite_gradient, norm)
+        if all(math.isfinite(each) for each in values.values()):
+            self._nonfinite = False
         rate = self._optimizer.param_groups[0].get("lr")
         if rate is not None:
             values["learning-rate"] = float(rate)
@@ -305,10 +348,12 @@ class Watch:
         """Forward the batch just trained on once more, and compare sample by sample."""
         call = self._call
         if call is None:
-            self._note("step probe", "the model's own forward was not called in training mode with gradients")
+            self._note(
+                "no step probe: the model itself was not called in training mode with gradients (or runs compiled)"
+            )
             return []
         if not call.intact:
-            self._note("step probe", "the batch was changed in place after the forward")
+            self._note("no step probe: the batch was changed in place after the forward")
             return []
         with self._cadence.timed("probes"):
             reference = {site: each.features for site, each in seen.items() if site.phase == "train"}
@@ -320,8 +365,8 @@ class Watch:
 
     def _forward_probe(self, call: Call) -> dict[Site, Features]:
         with self._cadence.timed("probes"):
-            if self._call is not None:
-                call = replace(call, autocast=self._call.autocast)
+            if self._autocast is not None:
+                call = replace(call, autocast=self._autocast)
             # The same positions each time: what is compared is the same part of the same tensors.
             self._observer.begin(0.5)
             self._observer.begin_pass("probe")
@@ -360,7 +405,7 @@ class Watch:
     def _first_structure(self, probe: Call | None) -> Structure:
         if probe is not None:
             self._try_probe(probe)
-        return extract(self._model, self._optimizer, stream=self._stream, call=probe)
+        return extract(self._given, self._optimizer, stream=self._stream, call=probe)
 
     def _try_probe(self, probe: Call) -> None:
         try:
@@ -381,7 +426,7 @@ class Watch:
         with self._cadence.timed("probes"):
             self._root_hooks.detach()
             try:
-                structure = extract(self._model, self._optimizer, stream=self._stream, call=self._call)
+                structure = extract(self._given, self._optimizer, stream=self._stream, call=self._call)
             finally:
                 self._root_hooks.attach()
         self._roles = roles(self._leaves, structure)
@@ -393,15 +438,23 @@ class Watch:
         if seen:
             self.sink.describe(structure)
 
+    def _tell_unread(self) -> None:
+        """Add to what was not seen the values that cannot be read, when there are new ones."""
+        unread = frozenset(self._observer.skipped)
+        if unread == self._unread or self._structure is None:
+            return
+        told = [f"{place}: {self._observer.skipped[place]}" for place in sorted(unread - self._unread)]
+        self._unread = unread
+        self._describe(replace(self._structure, not_seen=(*self._structure.not_seen, *told)), seen=True)
+
     # What goes wrong
 
     def _locate(self, loss: float) -> None:
         """Replay the batch whose loss is not finite, name the first operation that broke, and keep the batch."""
-        self._cadence.alarm(self._step + 1)
-        if self._nonfinite:
+        if not self._new_episode():
             return
-        self._nonfinite = True
         step = self._step + 1
+        self._cadence.alarm(step)
         call = self._call if self._call is not None and self._call.intact else None
         kept = keep_batch(self._folder, step, call) if self._folder is not None and call is not None else None
         with self._cadence.timed("probes"):
@@ -414,8 +467,16 @@ class Watch:
                 if self._observing:
                     self._observer.attach()
 
-    def _nonfinite_gradient(self, norm: float) -> None:
+    def _new_episode(self) -> bool:
+        """Whether this is the first step of a non-finite stretch, of the few that are looked into."""
+        new = not self._nonfinite and self._episodes < EPISODES
+        self._episodes += new
         self._nonfinite = True
+        return new
+
+    def _nonfinite_gradient(self, norm: float) -> None:
+        if not self._new_episode():
+            return
         self._cadence.alarm(self._step)
         names = self._parameters.nonfinite_gradients()
         # The gradient flows from the last layer back: what is broken latest in the order of execution broke first.
@@ -446,18 +507,16 @@ class Watch:
         sentence = f"{part} failed and is left out from now on: {type(exception).__name__}: {exception}"
         self._event("monitor-error", sentence, data={"part": part, "traceback": where})
         if first:
-            warnings.warn(
-                f"holdfast: {sentence} (training goes on; see the run's events)", RuntimeWarning, stacklevel=2
-            )
+            warn_user(f"holdfast: {sentence} (training goes on; see the run's events)")
 
     def _layer_failed(self, path: str, exception: Exception) -> None:
         self._failed(f"reading {path!r}", exception)
 
-    def _note(self, part: str, reason: str) -> None:
-        """Say once, in the run, why a part gives nothing."""
-        if part not in self._broken:
-            self._broken.add(part)
-            self._event("monitor-error", f"no {part}: {reason}", data={"part": part})
+    def _note(self, reason: str) -> None:
+        """Say once, in the run, why a part had nothing to say at a step."""
+        if reason not in self._noted:
+            self._noted.add(reason)
+            self._event("monitor-error", reason)
 
     def _event(
         self, kind: EventKind, message: str, *, data: Mapping[str, Any] | None = None, step: int | None = None
@@ -474,6 +533,7 @@ class Watch:
                 self._guard("hand-off", self.sink.write, record)
 
     def _write_account(self) -> None:
+        self._cadence.account.writing = self.sink.seconds
         account = self._cadence.closed()
         asked = (
             f"at most {self._cadence.budget:.1%} of the bare run"
@@ -495,12 +555,29 @@ class Watch:
                     "measures": account.measures,
                     "probes": account.probes,
                     "hand-off": account.hand_off,
+                    "writing": account.writing,
                 },
             },
         )
         held = self._held or StepRecord(self._step, self._stream)
         self._held = replace(held, events=(*held.events, *self._events))
         self._flush()
+
+
+# Watches that nobody has closed yet, and what closes them: a script that just ends must not lose its last step.
+_OPEN: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+@functools.cache
+def _close_at_exit() -> None:
+    # Once, after a sink was opened, so that it runs before the sinks' own finalizers.
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for watch in list(_OPEN):
+        watch.close()
+    _OPEN.clear()
 
 
 def _check(model: nn.Module, optimizer: Optimizer) -> None:

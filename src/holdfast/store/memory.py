@@ -53,6 +53,11 @@ class MemoryRun:
         """Always 0: memory survives no crash."""
         return 0
 
+    @property
+    def seconds(self) -> float:
+        """Nothing is written."""
+        return 0.0
+
     def close(self) -> None:
         """Nothing to do."""
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import sys
 import threading
-import warnings
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from queue import Empty, SimpleQueue
 from holdfast.core.event import Event
 from holdfast.core.record import StepRecord
 from holdfast.core.structure import Structure
+from holdfast.core.warn import warn_user
 from holdfast.store.ledger import Entry, Ledger
 
 SCANT = 16
@@ -37,6 +37,8 @@ class Worker:
         self.pid = os.getpid()
         self.coarsened = 0
         self.dropped = 0
+        self.seconds = 0.0
+        """Processor time that the thread has taken so far."""
         self._queue: SimpleQueue[StepRecord | Structure | None] = SimpleQueue()
         self._hurry = threading.Event()  # ends the wait for more records
         self._stopping = threading.Event()
@@ -138,6 +140,7 @@ class Worker:
             self.dropped += len(entries)
         if self.ledger.due or not more:
             self._persist(lambda: self.ledger.seal(final=not more))
+        self.seconds = time.thread_time()
         if not more and self._refused:
             self._warn(
                 f"the run's last records could not be written to '{self.ledger.file.path}' ({self._refused[1]});"
@@ -191,7 +194,4 @@ class Worker:
         if self._warned:
             return
         self._warned = True
-        try:
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        except RuntimeWarning:
-            print(message, file=sys.stderr)
+        warn_user(message)

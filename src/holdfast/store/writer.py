@@ -95,6 +95,11 @@ class RunWriter:
         """The last step that a crash cannot lose; 0 before the first. Of several streams, the one furthest behind."""
         return min(self._worker.ledger.durable.values(), default=0)
 
+    @property
+    def seconds(self) -> float:
+        """Processor time that writing has taken so far, beside the training thread."""
+        return self._worker.seconds
+
     def close(self) -> None:
         """Write what is still on its way; a second call does nothing."""
         self._worker.stop()  # may be interrupted by Ctrl-C; the finalizer is then still there
