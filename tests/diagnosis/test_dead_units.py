@@ -3,6 +3,7 @@ import math
 import pytest
 
 from holdfast.core.finding import Inconclusive
+from holdfast.core.structure import FunctionalCall, Structure
 from holdfast.diagnosis.dead_units import DeadUnits
 
 
@@ -37,3 +38,21 @@ def test_too_few_samples_are_inconclusive(script):
 def test_a_network_without_rectifiers_is_well_and_nan_is_no_reading(script):
     assert DeadUnits().check(script().drift("fc", [0.1] * 5).history) == []
     assert DeadUnits().check(_dead(script, [math.nan] * 6).history) == []
+
+
+def _calling(script, name):
+    one = script().drift("fc", [0.1] * 5)
+    one.run.describe(Structure("net", "Net", (), functional=(FunctionalCall(name, "block"),)))
+    return one
+
+
+def test_a_function_of_which_nothing_was_read_is_inconclusive(script):
+    answer = DeadUnits().check(_calling(script, "relu").history)
+    assert isinstance(answer, Inconclusive)
+    assert "the function `relu` in 'block' was not read" in answer.reason
+
+
+def test_a_function_that_does_not_rectify_or_stands_beside_one_that_was_read_leaves_it_decided(script):
+    assert DeadUnits().check(_calling(script, "gelu").history) == []
+    beside = _calling(script, "relu").add("dead-units", "relu", [0.1] * 6, port="output", n=640)
+    assert DeadUnits().check(beside.history) == []

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from holdfast.core.finding import Inconclusive
+from holdfast.core.structure import FunctionalCall, Structure
 from holdfast.diagnosis.saturated_units import SaturatedUnits
 
 
@@ -47,3 +48,31 @@ def test_too_few_samples_are_inconclusive(script):
 def test_nan_is_no_reading(script):
     one = script().add("saturated-fraction", "act", [math.nan] * 10)
     assert SaturatedUnits().check(one.history) == []
+
+
+def _calling(script, name, owner="block"):
+    one = script().drift("fc", [0.1] * 5)
+    one.run.describe(Structure("net", "Net", (), functional=(FunctionalCall(name, owner),)))
+    return one
+
+
+def test_what_a_function_takes_is_judged_at_the_output_of_the_layer_before_it(script):
+    one = script().add("saturated-fraction", "act", [0.3] * 10)
+    one.add("saturated-fraction", "fc", [0.8] * 10, port="output")
+    (finding,) = SaturatedUnits().check(one.history)
+    assert [(site.module, site.port) for site in finding.sites] == [("fc", "output"), ("act", "input")]
+    assert "at the output of 'fc'" in finding.message
+    assert "2 of 2 activations" in finding.message
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh_"])
+def test_a_function_of_which_nothing_was_read_is_inconclusive(script, name):
+    answer = SaturatedUnits().check(_calling(script, name).history)
+    assert isinstance(answer, Inconclusive)
+    assert f"the function `{name}` in 'block' was not read" in answer.reason
+
+
+def test_a_function_of_another_kind_or_beside_one_that_was_read_leaves_it_decided(script):
+    assert SaturatedUnits().check(_calling(script, "relu").history) == []
+    beside = _calling(script, "tanh").add("saturated-fraction", "act", [0.02] * 10)
+    assert SaturatedUnits().check(beside.history) == []

@@ -38,6 +38,25 @@ def test_a_recurrent_layers_states_have_their_samples_second():
         assert layout_of(module, torch.zeros(2, 4), leaf="1") is None
 
 
+@pytest.mark.parametrize(
+    ("module", "shape", "expected"),
+    [
+        (nn.Linear(4, 4), (7, 5, 4), Layout(1, 2)),
+        (nn.LayerNorm(4), (7, 5, 4), Layout(1, 2)),
+        (nn.RMSNorm(4), (7, 5, 4), Layout(1, 2)),
+        (nn.Embedding(9, 4), (7, 5, 4), Layout(1, 2)),
+        (nn.GELU(), (7, 5, 4), Layout(1, 2)),
+        (nn.Linear(4, 4), (5, 4), Layout(0, 1)),
+        (nn.Linear(4, 4), (5, 2, 7, 4), Layout(0, 3)),
+        (nn.Conv1d(4, 4, 1), (5, 4, 7), Layout(0, 1)),
+        (nn.GELU(), (5, 4, 7, 7), Layout(0, 1)),
+        (nn.LSTM(4, 4, batch_first=True), (5, 7, 4), Layout(0, 2)),
+    ],
+)
+def test_where_sequences_are_time_first_samples_are_second(module, shape, expected):
+    assert layout_of(module, torch.zeros(shape), time_first=True) == expected
+
+
 def test_a_scalar_has_no_layout():
     assert layout_of(nn.ReLU(), torch.tensor(1.0)) is None
 

@@ -25,6 +25,18 @@ def test_collapsed_features(site, features_of):
     assert collapsed_features(features_of(torch.zeros(4, 0)), site=site, step=2) is None
 
 
+@pytest.mark.parametrize(("samples", "positions"), [(1, 1), (7, 1), (1, 7), (3, 2)])
+def test_too_few_values_do_not_tell_whether_features_vary(site, samples, positions):
+    few = observe(torch.ones(samples, 4, positions)).features
+    assert collapsed_features(few, site=site, step=2) is None
+
+
+@pytest.mark.parametrize(("samples", "positions"), [(8, 1), (1, 8), (2, 4)])
+def test_eight_values_of_a_feature_tell_that_it_does_not_vary(site, samples, positions):
+    enough = observe(torch.ones(samples, 4, positions)).features
+    assert collapsed_features(enough, site=site, step=2).value == 1.0
+
+
 @pytest.mark.parametrize("rms", [0.0, 1.0, 1e6, float("nan"), float("inf")])
 def test_two_definitions_of_collapsed_agree(rms):
     sd = torch.tensor([0.0, 1e-7, 1e-6, 0.5, 1.0, float("nan"), float("inf")]).double()

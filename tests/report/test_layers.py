@@ -49,6 +49,13 @@ def test_of_two_inputs_of_one_module_the_one_that_moved_more_is_shown():
         assert row.drift is large
 
 
+def test_saturation_of_a_function_stands_in_the_row_of_the_layer_before_it_and_yields_to_the_layer_s_own():
+    function = Reading("saturated-fraction", Site("a", "output"), 9, 0.7, Unit.FRACTION, 8)
+    own = Reading("saturated-fraction", Site("a", "input"), 1, 0.1, Unit.FRACTION, 8)
+    assert [row.saturated for row in layer_rows(_run(function))] == [function]
+    assert [row.saturated for row in layer_rows(_run(own, function))] == [own]
+
+
 def test_a_lag_of_another_decade_is_not_taken_for_one_of_100():
     reading = Reading("parameter-drift", Site("a", "input", phase="probe"), 60, 0.1, Unit.REFERENCE_SD, 8, lag=50)
     (row,) = layer_rows(_run(reading))

@@ -8,8 +8,10 @@ from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.diagnosis.evidence import Series, series_of
+from holdfast.diagnosis.functional import unread_functions
 from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import names, percent, plural
+from holdfast.live.leaves import is_rectifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,9 @@ class DeadUnits:
     """Rectifier units that are zero on every sample: they compute nothing and receive no gradient.
 
     What it sees:
-        At the output of every rectifier the fraction of channels whose value was exactly zero on every sample (and
-        position) of the last observed steps; of the last five readings the least. Not the fraction of zeros, which is
-        half in a healthy network.
+        At the output of every rectifier (of a function such as `F.relu`: after it, under the name of the layer before
+        it) the fraction of channels whose value was exactly zero on every sample (and position) of the last observed
+        steps; of the last five readings the least. Not the fraction of zeros, which is half in a healthy network.
 
         Noise: a unit that fires on a fraction q of the samples is silent on n of them with probability (1 − q)ⁿ. 100
         samples call a unit that fires on 10 % of them dead with probability 3e-5, or 0.05 over 1,900 units
@@ -48,6 +50,7 @@ class DeadUnits:
     """
 
     name: str = "dead-units"
+    subject: str = "the death of units"
     treatments: tuple[str, ...] = ("scale-rate", "reinitialise", "replace-activation", "insert-norm", "warm-up")
     static: bool = False
     fraction: tuple[float, float, float] = (0.20, 0.40, 0.80)
@@ -64,11 +67,14 @@ class DeadUnits:
             One finding a stream, its sites ranked; `[]` too when the network has no rectifier.
         """
         findings = []
+        unread: list[str] = []
         judged = False
         short: list[str] = []
         for stream in history.streams():
             windows = [self._window(each) for each in series_of(history, "dead-units", stream=stream, port="output")]
-            judged |= not windows and bool(history.sites(stream=stream))
+            missed = [] if windows else unread_functions(history, stream, is_rectifier)
+            unread += missed
+            judged |= not windows and not missed and bool(history.sites(stream=stream))
             enough = [each for each in windows if each.n >= self.samples_needed]
             short += [
                 f"the output of '{each.site.label}' was seen on {plural(each.n, 'sample')}; "
@@ -83,7 +89,7 @@ class DeadUnits:
                 findings.append(self._finding(dead, len(enough)))
         if judged:
             return findings
-        return Inconclusive(self.name, short[0] if short else "no output of a rectifier was observed")
+        return Inconclusive(self.name, (*short, *unread, "no output of a rectifier was observed")[0])
 
     def _window(self, series: Series) -> Reading:
         """The least fraction of the last readings, each of which covers the steps before it."""

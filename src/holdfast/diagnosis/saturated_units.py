@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
+from holdfast.core.site import Port
 from holdfast.diagnosis.evidence import Series, discoveries, exceedance, series_of
+from holdfast.diagnosis.functional import unread_functions
 from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import names, percent, plural
+from holdfast.live.leaves import saturation_threshold
+
+_PORTS: tuple[Port, ...] = ("input", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +21,8 @@ class SaturatedUnits:
     """Sigmoids or tanhs work on their flat ends, where almost no gradient passes.
 
     What it sees:
-        At the input of every sigmoid and tanh the fraction of values where the slope is below 5 % of its greatest
+        At the input of every sigmoid and tanh, modules and functions alike (the function's is the output of the layer
+        before it), the fraction of values where the slope is below 5 % of its greatest
         (sigmoid |z| > 4.357, tanh |z| > 2.178), its median over the later half of the observed steps. A site counts
         when that exceeds 10 % beyond chance (binomial with the samples of those steps, not the elements, as n;
         Benjamini–Hochberg over the sites).
@@ -44,6 +50,7 @@ class SaturatedUnits:
     """
 
     name: str = "saturated-units"
+    subject: str = "saturation of units"
     treatments: tuple[str, ...] = ("insert-norm", "replace-activation", "reinitialise", "scale-rate")
     static: bool = False
     fraction: tuple[float, float, float] = (0.10, 0.25, 0.60)
@@ -60,19 +67,26 @@ class SaturatedUnits:
         """
         findings = []
         few = 0
+        unread: list[str] = []
         judged = False
         for stream in history.streams():
-            series = series_of(history, "saturated-fraction", stream=stream, port="input")
+            series = [
+                each for port in _PORTS for each in series_of(history, "saturated-fraction", stream=stream, port=port)
+            ]
+            missed = [] if series else unread_functions(history, stream, _saturates)
+            unread += missed
             enough = [each for each in series if each.samples >= self.samples_needed]
             few = max([few, *(each.samples for each in series)])
             # Structure known and other readings there: no sigmoid was observed because there is none.
-            judged |= bool(enough) or (not series and bool(history.sites(stream=stream)))
+            judged |= bool(enough) or (not series and not missed and bool(history.sites(stream=stream)))
             stands = discoveries([self._p_value(each) for each in enough])
             fired = [s for s, stand in zip(enough, stands, strict=True) if stand and self._level(s) >= self.fraction[0]]
             if fired:
                 findings.append(self._finding(sorted(fired, key=self._level, reverse=True), len(enough)))
         if judged:
             return findings
+        if unread and not few:
+            return Inconclusive(self.name, unread[0])
         return Inconclusive(
             self.name,
             f"the saturated fraction was read on {plural(few, 'sample')}; it needs {self.samples_needed} at a step",
@@ -92,8 +106,8 @@ class SaturatedUnits:
         level = self._level(first)
         began = float(first.values[0])
         message = (
-            f"{percent(level)} of the values at the input of '{first.site.label}' lie on the activation's flat ends, "
-            f"where it passes back less than 5 % of the gradient (median of the last "
+            f"{percent(level)} of the values at the {first.site.port} of '{first.site.label}' lie on the activation's "
+            f"flat ends, where it passes back less than 5 % of the gradient (median of the last "
             f"{plural(len(first.later_half().readings), 'observed step')}, {percent(began)} at the first; "
             f"n = {first.samples} samples)"
         )
@@ -109,3 +123,7 @@ class SaturatedUnits:
             self.treatments,
             strength=level / self.fraction[0],
         )
+
+
+def _saturates(function: str) -> bool:
+    return saturation_threshold(function) is not None

@@ -19,6 +19,7 @@ from holdfast.live.leaves import leaf_modules as leaf_modules
 from holdfast.live.leaves import observed_leaves as observed_leaves
 from holdfast.live.leaves import passes_through as passes_through
 from holdfast.live.leaves import saturation_threshold as saturation_threshold
+from holdfast.live.leaves import zero_up_to as zero_up_to
 
 # where a NaN came from
 from holdfast.live.locate import Culprit as Culprit

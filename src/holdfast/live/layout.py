@@ -52,7 +52,14 @@ class Layout:
     channels: int | None
 
 
-def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None, *, leaf: str = "") -> Layout | None:
+def layout_of(
+    module: nn.Module,
+    tensor: Tensor,
+    inherited: Layout | None = None,
+    *,
+    leaf: str = "",
+    time_first: bool = False,
+) -> Layout | None:
     """The layout of a tensor that a module takes or gives.
 
     Convolutions, batch-statistics normalisers and poolings keep features on axis 1; linear layers, layer
@@ -60,11 +67,16 @@ def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None
     says nothing: it takes the layout of the layer whose output it received (`inherited`), else axis 1 from four
     axes on and the last axis below.
 
+    Samples are on axis 0, except in sequences that a model keeps time first, as recurrent and attention layers do
+    unless told `batch_first=True`: what feeds such a layer, and what it feeds, has its samples on axis 1. So where a
+    model is `time_first`, 3-D tensors of layers with features on the last axis have them there.
+
     Args:
         module: the layer.
         tensor: its input, output, or the gradient at one of these.
         inherited: layout of the layer that made the tensor, when it is known.
         leaf: path of the tensor in a nested value: a recurrent layer's states have other axes than its sequence.
+        time_first: whether the model's sequences have time on axis 0 and samples on axis 1.
 
     Returns:
         The layout, or `None` for a tensor without axes, and for recurrent states without a batch.
@@ -84,14 +96,16 @@ def layout_of(module: nn.Module, tensor: Tensor, inherited: Layout | None = None
         return Layout(1, 2) if tensor.ndim == 3 else None  # (layers, samples, features)
     if tensor.ndim == 2:
         return Layout(0, 1)
-    time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        time_first = not module.batch_first
+    samples = 1 if time_first and tensor.ndim == 3 else 0
     if isinstance(module, _CHANNELS_LAST):
-        return Layout(1 if time_first and tensor.ndim == 3 else 0, tensor.ndim - 1)
+        return Layout(samples, tensor.ndim - 1)
     if isinstance(module, _CHANNELS_SECOND):
         return Layout(0, 1)
     if inherited is not None and inherited.channels is not None and inherited.channels < tensor.ndim:
         return inherited
-    return Layout(0, 1 if tensor.ndim >= 4 else tensor.ndim - 1)
+    return Layout(0, 1) if tensor.ndim >= 4 else Layout(samples, tensor.ndim - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ SATURATED_TANH = math.atanh(math.sqrt(1 - SATURATED_SLOPE))
 # sigmoid(z) = (1 + tanh(z/2)) / 2, so its slope relative to its maximum is tanh's at z/2: z = 4.357.
 SATURATED_SIGMOID = 2 * SATURATED_TANH
 
-_RECTIFYING_FUNCTIONS = frozenset({"relu", "relu_", "relu6", "hardswish", "hardsigmoid"})
+# Rectifying functions → the value at and below which they give exactly zero: hard swish and hard sigmoid are
+# x · relu6(x + 3) / 6 and relu6(x + 3) / 6.
+_ZERO_UP_TO = {"relu": 0.0, "relu_": 0.0, "relu6": 0.0, "hardswish": -3.0, "hardsigmoid": -3.0}
 
 
 def observed_leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -135,7 +137,7 @@ def is_rectifier(activation: nn.Module | str) -> bool:
         (True, False, True)
     """
     if isinstance(activation, str):
-        return activation in _RECTIFYING_FUNCTIONS
+        return zero_up_to(activation) is not None
     if isinstance(activation, nn.Hardtanh):  # ReLU6 is one, from 0 to 6
         return activation.min_val == 0
     if isinstance(activation, nn.LeakyReLU):
@@ -143,3 +145,19 @@ def is_rectifier(activation: nn.Module | str) -> bool:
     if isinstance(activation, nn.Threshold):
         return activation.value == 0
     return isinstance(activation, nn.ReLU | nn.Hardswish | nn.Hardsigmoid)
+
+
+def zero_up_to(function: str) -> float | None:
+    """The value at and below which a rectifying function gives exactly zero.
+
+    Args:
+        function: its name as `Structure.functional` gives it.
+
+    Returns:
+        The value, in the unit of the function's input; `None` for a function that does not rectify.
+
+    Example:
+        >>> zero_up_to("relu"), zero_up_to("hardswish"), zero_up_to("gelu")
+        (0.0, -3.0, None)
+    """
+    return _ZERO_UP_TO.get(function)

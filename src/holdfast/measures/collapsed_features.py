@@ -12,7 +12,8 @@ Why it matters:
 
 When it is wrong:
     On few samples a sparse feature may be constant by chance: one that is active on a share p of the inputs is
-    constant on n samples with probability (1 − p)ⁿ. The bound 1e-6 is float32's rounding; in half precision a feature
+    constant on n samples with probability (1 − p)ⁿ. A lone value never varies: with fewer than 8 values a feature
+    (samples × positions) there is no reading. The bound 1e-6 is float32's rounding; in half precision a feature
     may be rounding noise well above it.
 
 Example:
@@ -34,6 +35,7 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
+from holdfast.measures.signal_spread import LEAST_VALUES
 from holdfast.stats.features import Features
 
 QUANTITY = Quantity(
@@ -51,9 +53,10 @@ def collapsed_features(current: Features, *, site: Site, step: int) -> Reading |
         step: the step.
 
     Returns:
-        The fraction, exact for these samples; `None` without features or samples.
+        The fraction, exact for these samples; `None` without features, or with too few values of each to tell whether
+        they vary.
     """
-    if not current.channels or not current.samples:
+    if not current.channels or current.samples * current.positions < LEAST_VALUES:
         return None
     value = float(current.collapsed.double().mean())
     return Reading(QUANTITY.name, site, step, value, QUANTITY.unit, current.samples)

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of
-from holdfast.live.leaves import is_rectifier, saturation_threshold
+from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
 from holdfast.stats.observation import Observation, observe
 from holdfast.stats.summary import Summary
 
@@ -48,23 +48,31 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What some layers are watched for in particular.
+    """What some layers are watched for in particular, and what else of the structure tells how to read a layer.
 
     Args:
         saturating: `(path, port)` whose values enter an activation with two flat ends → |x| beyond which it is flat.
         rectifiers: paths of the layers whose units can die.
+        rectified: paths of the layers whose output a rectifying function takes → the value up to which it gives zero.
+        sources: path of a layer → paths of the observed layers that feed it.
+        time_first: whether sequences have time on axis 0 and samples on axis 1.
     """
 
-    saturating: Mapping[tuple[str, Port], float]
-    rectifiers: frozenset[str]
+    saturating: Mapping[tuple[str, Port], float] = field(default_factory=dict)
+    rectifiers: frozenset[str] = frozenset()
+    rectified: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    time_first: bool = False
 
 
 def roles(leaves: Sequence[tuple[str, nn.Module]], structure: Structure) -> Roles:
     """Who saturates and who can die, told from types and from the structure, never from a range of values.
 
+    A model keeps its sequences time first when it holds recurrent or attention layers and none is `batch_first`.
+
     Args:
         leaves: `(path, module)` of the layers observed.
-        structure: names the functions that take a layer's output.
+        structure: names the functions that take a layer's output, and which layer feeds which.
 
     Returns:
         The roles.
@@ -80,11 +88,29 @@ def roles(leaves: Sequence[tuple[str, nn.Module]], structure: Structure) -> Role
         limit = saturation_threshold(module)
         if limit is not None:
             saturating[path, "input"] = limit
+    rectifiers = frozenset(path for path, module in leaves if is_rectifier(module))
+    rectified: dict[str, float] = {}
+    observed = {path for path, _ in leaves}
     for call in structure.functional:
+        # A module of known type that calls the function itself is one place, not two.
+        if call.producer not in observed or (call.owner, "input") in saturating or call.owner in rectifiers:
+            continue
         limit = saturation_threshold(call.name)
-        if limit is not None and call.producer is not None:
+        if limit is not None:
             saturating[call.producer, "output"] = limit
-    return Roles(saturating, frozenset(path for path, module in leaves if is_rectifier(module)))
+        zero = zero_up_to(call.name)
+        if zero is not None and call.producer not in rectifiers:
+            rectified[call.producer] = zero
+    sources: dict[str, tuple[str, ...]] = {}
+    for source, target in structure.edges:
+        if source:
+            sources[target] = (*sources.get(target, ()), source)
+    batch_first = {
+        bool(node.settings.get("batch_first"))
+        for node in structure.modules
+        if {"RNNBase", "MultiheadAttention"} & set(node.bases)
+    }
+    return Roles(saturating, rectifiers, rectified, sources, batch_first == {False})
 
 
 @dataclass(slots=True)
@@ -98,6 +124,23 @@ class _Known:
     observation: Observation
 
 
+@dataclass(frozen=True, slots=True)
+class _Lay:
+    """How a tensor lay: what follows it element by element lies the same way when it has the same axes."""
+
+    layout: Layout
+    axes: int
+    channels: int  # 0 without an axis of features
+
+    @classmethod
+    def of(cls, tensor: Tensor, layout: Layout) -> _Lay:
+        return cls(layout, tensor.ndim, 0 if layout.channels is None else tensor.shape[layout.channels])
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor made by functions from one that lay so has the same axes."""
+        return self.channels > 0 and tensor.ndim == self.axes and self == _Lay.of(tensor, self.layout)
+
+
 class Observer:
     """Reads every leaf layer during the passes of one step.
 
@@ -108,10 +151,17 @@ class Observer:
         leaves: `(path, module)` of the layers to read.
         stream: name of the model.
         max_elements: the most elements of one tensor that are read, `None` for all.
-        saturating: from `roles`; may grow later.
+        roles: from `roles`; when given anew later, in force from the next `begin`.
+        saturating: of the roles, where no others are known.
         failed: called with a layer's path and the exception when reading it failed; the layer is left out from
             then on.
         timed: context manager under which the work in hooks is booked.
+
+    Attributes:
+        observations: what was read since `begin`, by site.
+        gradients: what was seen on the way back since `begin`, by site.
+        in_force: the roles with which that was read.
+        skipped: `"path:port"` → why its values cannot be read; over the whole run.
     """
 
     def __init__(
@@ -120,24 +170,36 @@ class Observer:
         *,
         stream: str,
         max_elements: int | None,
-        saturating: Mapping[tuple[str, Port], float],
+        roles: Roles | None = None,
+        saturating: Mapping[tuple[str, Port], float] | None = None,
         failed: Callable[[str, Exception], None],
         timed: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._stream = stream
         self._max_elements = max_elements
-        self.saturating = saturating
+        self.roles = roles or Roles(saturating or {})
+        self.skipped: dict[str, str] = {}
         self._failed = failed
         self._timed = timed
         self._left_out: set[str] = set()
         self._exponents: dict[tuple[str, Port, str], int] = {}
-        self._samplings: dict[tuple[str, Port, str], Sampling] = {}
+        self._samplings: dict[tuple[str, Port, str, Layout], Sampling] = {}
+        self._lays: dict[tuple[str, Port, str], _Lay] = {}
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._hooks = HookSet()
         for path, module in leaves:
             self._hooks.pre(module, functools.partial(self._before, path))
             self._hooks.post(module, functools.partial(self._after, path))
         self.begin(0.0)
+
+    @property
+    def saturating(self) -> Mapping[tuple[str, Port], float]:
+        """Of the roles given; setting it leaves the others as they are."""
+        return self.roles.saturating
+
+    @saturating.setter
+    def saturating(self, given: Mapping[tuple[str, Port], float]) -> None:
+        self.roles = replace(self.roles, saturating=given)
 
     def begin(self, where: float) -> None:
         """Forget the last step and start a new one.
@@ -148,7 +210,8 @@ class Observer:
         self._where = where
         self.observations: dict[Site, Observation] = {}
         self.gradients: dict[Site, Gradient] = {}
-        self.skipped: dict[str, str] = {}
+        # Not before: what is compared within a step must be read in the same way.
+        self.in_force = self.roles
         self.begin_pass("train")
 
     def begin_pass(self, phase: Phase, *, reading: bool = True) -> None:
@@ -215,7 +278,8 @@ class Observer:
             return
         with self._timed():
             try:
-                layout = layout_of(module, gradient, leaf=site.leaf)
+                output = self._lays.get((site.module, "output", site.leaf))
+                layout = self._layout(module, gradient, output, site.leaf)
                 if layout is None:
                     return
                 seen = self._observe(site, gradient, layout)
@@ -231,33 +295,47 @@ class Observer:
         known = self._known.get(id(tensor))
         if known is not None and (known.tensor() is not tensor or known.version != tensor._version):
             known = None
-        layout = layout_of(module, tensor, known.layout if known else None, leaf=leaf)
+        lay = _Lay.of(tensor, known.layout) if known else self._source(path, port, tensor)
+        layout = self._layout(module, tensor, lay, leaf)
         if layout is None:
             return
+        key = (path, port, leaf)
+        self._lays[key] = _Lay.of(tensor, layout)
         site = self._site(path, port, leaf, call, self._phase)
         if known and known.layout == layout and self._threshold(site) is None:
             observation = known.observation
-            key = (path, port, leaf)
             self._exponents.setdefault(key, observation.summary.sketch.exponent)
-            self._samplings.setdefault(key, known.sampling)
+            self._samplings.setdefault((*key, layout), known.sampling)
         else:
             observation = self._observe(site, tensor, layout)
         if port == "output":
-            self._known[id(tensor)] = _Known(
-                weakref.ref(tensor), tensor._version, layout, self._samplings[path, port, leaf], observation
-            )
+            sampling = self._samplings[*key, layout]
+            self._known[id(tensor)] = _Known(weakref.ref(tensor), tensor._version, layout, sampling, observation)
+            zero = self.in_force.rectified.get(path)
+            if zero is not None:
+                values = block(tensor, layout, sampling, self._where).sub(zero).relu_()
+                observation = observation._replace(rectified=observe(values, exponent=0).channels)
         before = self.observations.get(site)
-        if before is not None:
-            observation = Observation(
-                before.summary + observation.summary, before.channels + observation.channels, observation.features
-            )
-        self.observations[site] = observation
+        self.observations[site] = observation if before is None else _merged(before, observation)
+
+    def _source(self, path: str, port: Port, tensor: Tensor) -> _Lay | None:
+        """How the layer's input lies, for its output; how the outputs of its sources lie, for its input."""
+        if port == "output":
+            candidates = {self._lays.get((path, "input", leaf)) for leaf in ("", "0")} - {None}
+        else:
+            candidates = {self._lays.get((source, "output", "")) for source in self.in_force.sources.get(path, ())}
+        lay = candidates.pop() if len(candidates) == 1 else None
+        return lay if lay is not None and lay.fits(tensor) else None
+
+    def _layout(self, module: nn.Module, tensor: Tensor, lay: _Lay | None, leaf: str) -> Layout | None:
+        inherited = lay.layout if lay is not None and lay.axes == tensor.ndim else None
+        return layout_of(module, tensor, inherited, leaf=leaf, time_first=self.in_force.time_first)
 
     def _observe(self, site: Site, tensor: Tensor, layout: Layout) -> Observation:
         key = (site.module, site.port, site.leaf)
-        sampling = self._samplings.get(key)
+        sampling = self._samplings.get((*key, layout))
         if sampling is None:
-            sampling = self._samplings[key] = Sampling.of(tensor, layout, self._max_elements)
+            sampling = self._samplings[*key, layout] = Sampling.of(tensor, layout, self._max_elements)
         observation = observe(
             block(tensor, layout, sampling, self._where),
             exponent=self._exponents.get(key),
@@ -275,11 +353,19 @@ class Observer:
         return found
 
     def _threshold(self, site: Site) -> float | None:
-        return self.saturating.get((site.module, site.port))
+        return self.in_force.saturating.get((site.module, site.port))
 
     def _leave_out(self, path: str, exception: Exception) -> None:
         self._left_out.add(path)
         self._failed(path, exception)
+
+
+def _merged(before: Observation, now: Observation) -> Observation:
+    """Of several passes of a step: summaries and channels add up, features are those of the last pass."""
+    rectified = None
+    if before.rectified is not None and now.rectified is not None:
+        rectified = before.rectified + now.rectified
+    return Observation(before.summary + now.summary, before.channels + now.channels, now.features, rectified)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -73,8 +73,9 @@ def site_readings(
                 saturated_fraction(observation.summary, site=site, step=step, samples=observation.features.samples)
             )
         if site.port == "output":
-            if site.module in roles.rectifiers:
-                readings += _some(_dead(site, observation, past, step))
+            rectified = observation.channels if site.module in roles.rectifiers else observation.rectified
+            if rectified is not None:
+                readings += _some(_dead(site, rectified, observation.features.samples, past, step))
             continue
         now = features[site] = observation.features
         readings += _some(
@@ -143,10 +144,10 @@ def _some(*readings: Reading | None) -> list[Reading]:
     return [each for each in readings if each is not None]
 
 
-def _dead(site: Site, observation: Observation, past: Past, step: int) -> Reading | None:
+def _dead(site: Site, rectified: ChannelMoments, samples: int, past: Past, step: int) -> Reading | None:
     window = past.channels.setdefault(site, deque(maxlen=DEAD_WINDOW))
-    if window and len(window[-1][0].count) != len(observation.channels.count):
+    if window and window[-1][0].channels != rectified.channels:
         window.clear()
-    window.append((observation.channels, observation.features.samples))
+    window.append((rectified, samples))
     merged = functools.reduce(operator.add, (channels for channels, _ in window))
     return dead_units(merged, site=site, step=step, samples=sum(samples for _, samples in window))

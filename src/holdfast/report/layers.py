@@ -24,8 +24,10 @@ class LayerRow:
         drift: parameter drift of its input over one step (step probe).
         drift_100: parameter drift of its input over 100 to 999 steps (fixed probe); the reading tells the lag.
         observed_drift: of its input between two batches, with the floor that other batches alone reach.
-        saturated: fraction of saturated elements of its input (sigmoid, tanh).
-        dead: fraction of units of its output that are zero on every sample (rectifiers).
+        saturated: fraction of elements on the flat ends of the sigmoid or tanh that it is, else of the function that
+            takes its output.
+        dead: fraction of units that are zero on every sample, at its output (rectifiers) or behind the rectifying
+            function that takes it.
         backward_gain: norm of the gradient leaving it ÷ entering it, backward.
         drift_gain: drift of its output ÷ of its input.
         collapsed: fraction of features of its input that hardly vary.
@@ -44,16 +46,16 @@ class LayerRow:
     collapsed: Reading | None = None
 
 
-# field of LayerRow → measure, port, phases in order of preference, lag decade
-_SOURCES: dict[str, tuple[str, Port, tuple[Phase, ...], int | None]] = {
-    "drift": ("parameter-drift", "input", ("train",), 1),
-    "drift_100": ("parameter-drift", "input", ("probe",), 100),
-    "observed_drift": ("observed-drift", "input", ("train",), None),
-    "saturated": ("saturated-fraction", "input", ("train", "probe"), None),
-    "dead": ("dead-units", "output", ("train", "probe"), None),
-    "backward_gain": ("backward-gain", "grad_output", ("train",), None),
-    "drift_gain": ("drift-gain", "output", ("train", "probe"), None),
-    "collapsed": ("collapsed-features", "input", ("train", "probe"), None),
+# field of LayerRow → measure; ports and phases, each in order of preference; lag decade
+_SOURCES: dict[str, tuple[str, tuple[Port, ...], tuple[Phase, ...], int | None]] = {
+    "drift": ("parameter-drift", ("input",), ("train",), 1),
+    "drift_100": ("parameter-drift", ("input",), ("probe",), 100),
+    "observed_drift": ("observed-drift", ("input",), ("train",), None),
+    "saturated": ("saturated-fraction", ("input", "output"), ("train", "probe"), None),
+    "dead": ("dead-units", ("output",), ("train", "probe"), None),
+    "backward_gain": ("backward-gain", ("grad_output",), ("train",), None),
+    "drift_gain": ("drift-gain", ("output",), ("train", "probe"), None),
+    "collapsed": ("collapsed-features", ("input",), ("train", "probe"), None),
 }
 
 
@@ -70,8 +72,8 @@ def layer_rows(history: History, stream: str | None = None) -> list[LayerRow]:
     """
     streams = history.streams() if stream is None else [stream]
     latest = {
-        field: _latest(history.readings(measure, lag=lag), port, phases)
-        for field, (measure, port, phases, lag) in _SOURCES.items()
+        field: _latest(history.readings(measure, lag=lag), ports, phases)
+        for field, (measure, ports, phases, lag) in _SOURCES.items()
     }
     rows = []
     for name in streams:
@@ -89,18 +91,18 @@ def _row(site: Site) -> Site:
     return site.at(port="input", phase="train", leaf="")
 
 
-def _latest(readings: Iterable[Reading], port: Port, phases: tuple[Phase, ...]) -> dict[Site, Reading]:
-    """The reading that stands for each row: preferred phase first, then the latest, then the greatest leaf."""
+def _latest(readings: Iterable[Reading], ports: tuple[Port, ...], phases: tuple[Phase, ...]) -> dict[Site, Reading]:
+    """The reading that stands for each row: preferred port and phase first, then the latest, then the greatest leaf."""
     best: dict[Site, Reading] = {}
     for reading in readings:
         site = reading.site
-        if site.port != port or site.phase not in phases:
+        if site.port not in ports or site.phase not in phases:
             continue
         held = best.get(_row(site))
-        if held is None or _key(reading, phases) >= _key(held, phases):
+        if held is None or _key(reading, ports, phases) >= _key(held, ports, phases):
             best[_row(site)] = reading
     return best
 
 
-def _key(reading: Reading, phases: tuple[Phase, ...]) -> tuple[int, int, float]:
-    return -phases.index(reading.site.phase), reading.step, reading.value
+def _key(reading: Reading, ports: tuple[Port, ...], phases: tuple[Phase, ...]) -> tuple[int, int, int, float]:
+    return -ports.index(reading.site.port), -phases.index(reading.site.phase), reading.step, reading.value

@@ -21,6 +21,7 @@ class Features:
         sd: SD over samples and positions of each channel (divided by n); NaN without data.
         mean: over samples and positions.
         rms: root mean square of the whole site.
+        positions: how many values of a sample a feature's figures come from.
 
     Example:
         >>> import torch
@@ -33,6 +34,7 @@ class Features:
     sd: Float64[Tensor, channels]
     mean: Float64[Tensor, channels]
     rms: float
+    positions: int = 1
 
     @property
     def samples(self) -> int:

@@ -26,11 +26,13 @@ class Observation(NamedTuple):
         summary: of the whole tensor.
         channels: of every channel.
         features: of every sample and channel.
+        rectified: of every channel after the rectifying function that takes the tensor, where one does.
     """
 
     summary: Summary
     channels: ChannelMoments
     features: Features
+    rectified: ChannelMoments | None = None
 
 
 def observe(
@@ -58,17 +60,17 @@ def observe(
         exponent = Sketch.exponent_for(_moments(figures.totals.tolist()).rms)
         if exponent:
             figures = summarise_block(block, exponent, beyond)
-    return _observation(figures, exponent, block.numel())
+    return _observation(figures, exponent, block)
 
 
-def _observation(figures: BlockFigures, exponent: int, elements: int) -> Observation:
+def _observation(figures: BlockFigures, exponent: int, block: Tensor) -> Observation:
     totals = figures.totals.tolist()
     low, high = totals[5:7]
     moments = _moments(totals)
-    counts = Counts(elements, *(int(value) for value in totals[7:12]))
+    counts = Counts(block.numel(), *(int(value) for value in totals[7:12]))
     summary = Summary(moments, Extremes(low, high), counts, Sketch(exponent, tuple(figures.bins.tolist())))
     rows = figures.channels.t().contiguous()
-    features = Features(figures.features, rows[2].div(rows[0]).sqrt_(), rows[1], moments.rms)
+    features = Features(figures.features, rows[2].div(rows[0]).sqrt_(), rows[1], moments.rms, block.shape[2])
     return Observation(summary, ChannelMoments(*rows.cpu().numpy()), features)
 
 
