@@ -108,6 +108,17 @@ def test_value_and_interval_have_the_same_decimals(value: float, told: str) -> N
     assert cell(reading, "interval").plain == told
 
 
+def test_the_head_of_every_drift_tells_its_lag(history: MemoryRun) -> None:
+    head = shown(history)[2].split()
+    assert head[:8] == ["lag", "1", "lag", "100", "lag", "5", "(floor)", "rated"]
+    other = Reading("observed-drift", Site("linear2", "input"), 410, 0.5, "reference SD", 128, 0.25, lag=10)
+    history.write(StepRecord(410, readings=(other, drift(1.0, lag=120, site=Site("linear2", "input", phase="probe")))))
+    head = shown(history)[2].split()
+    assert head[:8] == ["lag", "1", "lag", "100–120", "lag", "5–10", "(floor)", "rated"]
+    legend = " ".join(" ".join(shown(history)).split())
+    assert "drifts of unequal lags are not comparable" in legend
+
+
 def test_a_run_without_layers_prints_heads_only() -> None:
     assert shown(MemoryRun())[0].startswith("Layers")
 

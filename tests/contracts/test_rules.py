@@ -18,7 +18,8 @@ from holdfast.core.site import Site
 from holdfast.core.structure import ModuleNode, ParameterNode, Structure
 from holdfast.diagnosis import RULES
 from holdfast.diagnosis.diagnose import diagnose
-from holdfast.diagnosis.rule import TREATMENTS
+from holdfast.diagnosis.rule import TREATMENTS, Rule
+from holdfast.diagnosis.verdict import SHIFT, verdict_of
 from holdfast.stats.channels import ChannelMoments
 from holdfast.store.memory import MemoryRun
 
@@ -50,6 +51,38 @@ def test_has_a_card_with_its_sections_in_order(rule):
 def test_names_treatments_that_exist(rule):
     assert rule.treatments
     assert set(rule.treatments) <= set(TREATMENTS)
+
+
+@each_rule
+def test_tells_the_verdict_what_to_call_it(rule):
+    assert isinstance(rule, Rule)
+    assert rule.subject
+    assert rule.subject == rule.subject.strip(" .")
+    finding = Finding(rule.name, "critical", (Site("a", "input"),), "message", (_drift(),))
+    verdict = verdict_of(MemoryRun(), (finding,), (), {rule.name: rule.subject})
+    assert rule.subject.lower() in verdict.lower() or rule.name in SHIFT
+
+
+def test_a_rule_of_ones_own_needs_no_entry_elsewhere():
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        name: str = "own"
+        subject: str = "the colour of the weights"
+        treatments: tuple[str, ...] = ()
+        static: bool = False
+
+        def check(self, history):
+            return [Finding(self.name, "critical", (), "too green", ())]
+
+    assert diagnose(MemoryRun(), rules=(Own(),)).verdict.startswith(
+        "The colour of the weights is what holds this run back"
+    )
+
+
+def test_names_of_rules_stand_in_their_files_and_in_no_table_of_words():
+    """The verdict names shift, and nothing else, by a rule's name."""
+    source = (FOLDER / "verdict.py").read_text("utf-8")
+    assert {rule.name for rule in RULES if f'"{rule.name}"' in source} == set(SHIFT)
 
 
 @each_rule
@@ -153,6 +186,10 @@ def test_every_file_of_a_rule_is_in_the_table():
     stems = {rule.name.replace("-", "_") for rule in RULES}
     with_check = {path.stem for path in FOLDER.glob("*.py") if "    def check(" in path.read_text("utf-8")}
     assert with_check - {"rule"} == stems
+
+
+def _drift() -> Reading:
+    return Reading("parameter-drift", Site("a", "input"), 1, 1.0, "reference SD", 64, 0.1, (0.9, 1.1), lag=100)
 
 
 def _structure(names: list[str]) -> Structure:

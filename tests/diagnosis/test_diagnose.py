@@ -92,6 +92,7 @@ def test_a_rule_that_fails_costs_no_other(script):
     @dataclass(frozen=True)
     class Broken:
         name: str = "broken"
+        subject: str = "what is broken"
         treatments: tuple[str, ...] = ()
         static: bool = False
 

@@ -39,6 +39,26 @@ def test_a_broken_input_is_answered_at_the_input(script):
     assert finding.treatments == ("scale-input",)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "losses", "severity"),
+    [
+        (["gradient"], [1.0, 0.9, 0.8], "warning"),
+        (["gradient", "gradient"], [1.0, 0.9, 0.8], "warning"),
+        (["gradient", "parameter"], [1.0, 0.9, 0.8], "critical"),
+        (["gradient"], [1.0, 0.9, math.nan], "critical"),
+        (["operation"], [1.0, 0.9, 0.8], "critical"),
+        ([None], [1.0, 0.9, 0.8], "critical"),
+    ],
+)
+def test_gradients_alone_are_a_warning_as_the_card_says(script, kinds, losses, severity):
+    one = script().series("loss", losses)
+    for step, kind in enumerate(kinds, 1):
+        data = {"where": "head", "operation": "backward", "detail": "the gradient is not."}
+        one.event(Event(step, "nonfinite", "not finite", data=data if kind is None else data | {"kind": kind}))
+    (finding,) = NonFinite().check(one.history)
+    assert finding.severity == severity
+
+
 def test_a_nan_loss_without_an_event(script):
     (finding,) = NonFinite().check(script().series("loss", [1.0, math.nan, math.inf]).history)
     assert "not finite at 2 of 3 steps, first at step 2" in finding.message

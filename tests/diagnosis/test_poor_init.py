@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -19,11 +20,21 @@ def _run(script, forward=1.0, backward=1.0, names=NAMES, first=1):
 @pytest.mark.parametrize(
     ("forward", "backward", "severity", "text"),
     [
-        (0.6, 1.0, "info", "the signal shrinks ×0.6 per layer, from 1 at 'l0'"),
+        (
+            0.6,
+            1.0,
+            "info",
+            "the signal shrinks ×0.6 per layer (median slope: ×0.017 over 8 layers; measured 1 at 'l0', 0.017 at 'l8')",
+        ),
         (0.5, 1.0, "warning", "the signal shrinks ×0.5 per layer"),
         (0.2, 1.0, "critical", "the signal shrinks"),
         (2.0, 1.0, "warning", "the signal grows ×2 per layer"),
-        (1.0, 0.5, "warning", "the gradient shrinks ×0.5 per layer, from 1 at 'l8'"),
+        (
+            1.0,
+            0.5,
+            "warning",
+            "the gradient shrinks ×0.5 per layer (median slope: ×0.0039 over 8 layers; measured 1 at 'l8'",
+        ),
         (1.0, 4.0, "critical", "the gradient grows ×4 per layer"),
     ],
 )
@@ -33,6 +44,19 @@ def test_fires_by_the_factor_and_the_total(script, forward, backward, severity, 
     assert finding.message.startswith("at step 1 ")
     assert text in finding.message
     assert "9 layers" in finding.message
+
+
+def test_the_slope_and_the_total_agree_where_one_layer_is_odd(script):
+    """The ends need not lie on the trend; the message says which figure is which."""
+    one = script().layers(*NAMES)
+    for k, name in enumerate(NAMES):
+        one.signal(name, [0.0] * 4, [0.5**k * (0.01 if k == 8 else 1.0)] * 4)
+    (finding,) = PoorInit().check(one.history)
+    told = re.search(r"×(\S+) per layer \(median slope: ×(\S+) over (\d+) layers; measured (\S+) at", finding.message)
+    factor, total, span, start = map(float, told.groups())
+    assert total == pytest.approx(factor**span, rel=0.05)
+    assert start == 1.0
+    assert "3.9e-05 at 'l8'" in finding.message
 
 
 def test_both_directions_are_one_finding(script):

@@ -32,6 +32,14 @@ def _pixels(generator, n=200):
     return lit * generator.random((n, 64))
 
 
+def _border(generator, n=200):
+    """Like photographs of clothes: the outer pixels are lit in a few images, and faintly."""
+    pixels = _pixels(generator, n)
+    pixels[:, :20] = 0.0
+    pixels[:3, :20] = 1e-3 * generator.random((3, 20))
+    return pixels
+
+
 GENERATOR = np.random.default_rng(0)
 
 
@@ -41,10 +49,24 @@ GENERATOR = np.random.default_rng(0)
         (255 * _pixels(GENERATOR), "warning", "RMS of"),
         (GENERATOR.normal(0, 1e-4, (100, 8)), "warning", "RMS of"),
         (GENERATOR.normal(5, 0.1, (100, 8)), "warning", "8 of 8 channels"),
-        (GENERATOR.normal(0, 1, (100, 3)) * [1e-3, 1, 1], "warning", "different scales: channel"),
+        (
+            GENERATOR.normal(0, 1, (100, 8)) * [1e-3, 1e-3, 1e-3, 5, 1e-3, 1e-3, 1e-3, 1],
+            "warning",
+            "scales: channel 3 ",
+        ),
         (GENERATOR.normal(0, 1, (100, 2)) * [5e-3, 1], "info", "a ratio of"),
+        (GENERATOR.normal(0, 1, (100, 9)) * [5, *[1e-3] * 8], "warning", "the median of 9 channels (channel "),
+        (GENERATOR.normal(0, 1, (100, 6)) * [2e-3, 0.02, 0.01, 5, 0.05, 8], "info", "different scales: channel 5"),
     ],
-    ids=["pixels to 255", "tiny", "offset", "scales apart by 1,000", "scales apart by 200"],
+    ids=[
+        "pixels to 255",
+        "tiny",
+        "offset",
+        "scales apart by 1,000",
+        "two scales apart by 200",
+        "one feature × 5,000 of a small table",
+        "a raw table",
+    ],
 )
 def test_fires(values, severity, text):
     (finding,) = UnscaledInput().check(_run(values))
@@ -52,6 +74,13 @@ def test_fires(values, severity, text):
     assert text in finding.message
     assert "n = " in finding.message
     assert finding.treatments[0] == "scale-input"
+
+
+def test_one_feature_times_5000_has_a_size_and_a_scale():
+    size, scale = UnscaledInput().check(_run(GENERATOR.normal(0, 1, (100, 9)) * [1, 1, 1, 1, 5000, 1, 1, 1, 1]))
+    assert "RMS of" in size.message
+    assert scale.severity == "warning"
+    assert "different scales: channel 4 has an SD of" in scale.message
 
 
 @pytest.mark.parametrize(
@@ -63,8 +92,23 @@ def test_fires(values, severity, text):
         np.hstack([GENERATOR.normal(0, 1, (100, 4)), 3 * np.ones((100, 1))]),
         np.eye(10)[GENERATOR.integers(0, 10, 100)],
         np.hstack([GENERATOR.normal(0, 1, (200, 3)), np.r_[0.004, np.zeros(199)][:, None]]),
+        GENERATOR.normal(0, 1, (100, 3)) * [1e-3, 1, 1],
+        _border(GENERATOR),
+        _border(GENERATOR) - _border(GENERATOR).mean(0),
+        (_border(GENERATOR) - 0.2860) / 0.3530,
     ],
-    ids=["pixels to 1", "standardised", "zero features", "constant feature", "one-hot", "a seldom lit pixel"],
+    ids=[
+        "pixels to 1",
+        "standardised",
+        "zero features",
+        "constant feature",
+        "one-hot",
+        "a seldom lit pixel",
+        "a narrow feature",
+        "border",
+        "border, centred",
+        "border, standardised as a whole",
+    ],
 )
 def test_does_not_fire(values):
     assert UnscaledInput().check(_run(values)) == []

@@ -10,6 +10,9 @@ import pytest
 
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
+from holdfast.core.reading import Reading
+from holdfast.core.record import StepRecord
+from holdfast.core.site import Site
 from holdfast.report.write import render, write
 from holdfast.store.memory import MemoryRun
 
@@ -90,6 +93,35 @@ def test_tables_have_scoped_heads_and_figures_have_words(page):
     levels = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_the_table_of_layers_tells_the_lag_of_every_drift():
+    def readings(lags):
+        for module, lag in zip("ab", lags, strict=True):
+            yield Reading("parameter-drift", Site(module, "input"), 20, 0.2, "reference SD", 64, 0.1, lag=1)
+            yield Reading("observed-drift", Site(module, "input"), 20, 0.5, "reference SD", 64, 0.4, lag=lag)
+
+    same, mixed = MemoryRun("same"), MemoryRun("mixed")
+    same.write(StepRecord(20, readings=tuple(readings((10, 10)))))
+    mixed.write(StepRecord(20, readings=tuple(readings((10, 1)))))
+    text = _Text(render(same, Diagnosis("same", 20, "Fine.", ()))).text
+    assert "parameter drift, 1 step reference SD over 1 step n = 64" in text
+    assert "observed drift reference SD over 10 steps n = 64" in text
+    text = _Text(render(mixed, Diagnosis("mixed", 20, "Fine.", ()))).text
+    assert "observed drift reference SD n = 64" in text
+    assert re.search(r"0\.5\S* floor 0\.4\S* over 10 steps", text)
+    assert re.search(r"0\.5\S* floor 0\.4\S* over 1 step ", text)
+
+
+def test_the_glossary_says_what_each_floor_and_lag_is(page):
+    text = _Text(page).text
+    floor, lag = (
+        text[text.index(f"{term} {start}") :] for term, start in (("Noise floor", "The 95th"), ("Lag", "The"))
+    )
+    assert "each sample's difference, after minus before, is given a random sign" in floor
+    assert "whole samples of the two batches change places at random" in floor
+    assert "when nothing has moved" not in text
+    assert "Observed drift is measured between the training batches of two consecutive observed steps" in lag
 
 
 def test_identifiers_are_unique(page):

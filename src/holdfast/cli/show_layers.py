@@ -27,21 +27,23 @@ class Column:
 
     Args:
         field: of `LayerRow`.
-        head: of two lines.
+        head: of two lines; `{lag}` becomes the optimiser steps between the two states compared.
         form: `"interval"` and `"floor"` print that beside the value, `"share"` prints per cent.
         always: shown even when no layer has one.
+        lag: in the head when no layer has a reading.
     """
 
     field: str
     head: str
     form: Form
     always: bool = True
+    lag: str = ""
 
 
 COLUMNS = (
-    Column("drift", "parameter drift\nlag 1", "interval"),
-    Column("drift_100", "parameter drift\nlag 100", "interval"),
-    Column("observed_drift", "observed drift\n(noise floor)", "floor"),
+    Column("drift", "parameter drift\nlag {lag}", "interval", lag="1"),
+    Column("drift_100", "parameter drift\nlag {lag}", "interval", lag="100"),
+    Column("observed_drift", "observed drift\nlag {lag} (floor)", "floor", lag="–"),
     Column("saturated", "satu-\nrated", "share", always=False),
     Column("dead", "dead\nunits", "share", always=False),
     Column("backward_gain", "grad.\ngain", "plain"),
@@ -135,7 +137,7 @@ def _table(
     table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("layer\n", no_wrap=True)
     for column in columns:
-        table.add_column(column.head, justify="right", no_wrap=True)
+        table.add_column(_head(column, rows), justify="right", no_wrap=True)
     for row in rows:
         gone = (row.site.stream, row.site.module) in collapsed or (
             row.collapsed is not None and row.collapsed.value > 0.5
@@ -143,6 +145,13 @@ def _table(
         cells = (cell(_of(row, column), column.form, collapsed=gone, brief=brief) for column in columns)
         table.add_row(shortened(row.label), *cells)
     return table
+
+
+def _head(column: Column, rows: list[LayerRow]) -> str:
+    """The head with the lags that the column's readings have: one, or the shortest and the longest."""
+    lags = sorted({each.lag for row in rows if (each := _of(row, column)) is not None and each.lag is not None})
+    told = f"{lags[0]}–{lags[-1]}" if len(lags) > 1 else str(lags[0]) if lags else column.lag
+    return column.head.format(lag=told)
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
@@ -175,6 +184,8 @@ def _legend(rows: list[LayerRow]) -> str:
     count = f" n = {samples[-1]} samples." if samples else ""
     return (
         "Drift of each layer's input in standard deviations of the feature at the reference time [95 % interval]."
-        f"{count} Parameter drift: same samples, moved parameters. Observed drift: other samples too; up to its"
-        " floor, other samples alone explain it. Gradient gain: norm of the gradient leaving the layer ÷ entering it."
+        f"{count} Lag: optimiser steps between the two states; drifts of unequal lags are not comparable. Parameter"
+        " drift: same samples, moved parameters. Observed drift: two batches of training, so other samples too; up to"
+        " its floor, other samples alone explain it. Gradient gain: norm of the gradient leaving the layer ÷ entering"
+        " it."
     )

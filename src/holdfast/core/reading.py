@@ -20,7 +20,8 @@ class Reading:
         value: the figure.
         unit: of the value, the interval and the floor.
         n: sample size: samples (not positions) for activations, elements for parameters.
-        noise_floor: 95th percentile of the measure when nothing moved; `None` where the figure is exact.
+        noise_floor: 95th percentile of what chance alone makes of the same data (the measure's card says which chance);
+            `None` where the figure is exact.
         interval: 95 % interval of the value, or `None`.
         lag: optimiser steps between the two states compared; `None` for a measure of one state.
     """

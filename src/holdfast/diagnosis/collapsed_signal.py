@@ -50,6 +50,7 @@ class CollapsedSignal:
     """
 
     name: str = "collapsed-signal"
+    subject: str = "a dead signal"
     treatments: tuple[str, ...] = ("reinitialise", "insert-norm", "replace-activation")
     static: bool = False
     spread: float = DEAD_SPREAD

@@ -7,34 +7,10 @@ from dataclasses import replace
 
 from holdfast.core.finding import SEVERITIES, Diagnosis, Finding, Inconclusive
 from holdfast.core.protocols import History
-from holdfast.diagnosis.collapsed_signal import CollapsedSignal
-from holdfast.diagnosis.dead_units import DeadUnits
-from holdfast.diagnosis.drift_amplification import DriftAmplification
-from holdfast.diagnosis.exploding_gradient import ExplodingGradient
-from holdfast.diagnosis.nonfinite import NonFinite
-from holdfast.diagnosis.poor_init import PoorInit
 from holdfast.diagnosis.remembered import Remembered
 from holdfast.diagnosis.rule import Rule
-from holdfast.diagnosis.saturated_units import SaturatedUnits
-from holdfast.diagnosis.shifting_input import ShiftingInput
-from holdfast.diagnosis.unscaled_input import UnscaledInput
-from holdfast.diagnosis.update_ratio import UpdateRatio
-from holdfast.diagnosis.vanishing_gradient import VanishingGradient
+from holdfast.diagnosis.rules import RULES as RULES
 from holdfast.diagnosis.verdict import verdict_of
-
-RULES: tuple[Rule, ...] = (
-    NonFinite(),
-    CollapsedSignal(),
-    ShiftingInput(),
-    DriftAmplification(),
-    SaturatedUnits(),
-    DeadUnits(),
-    VanishingGradient(),
-    ExplodingGradient(),
-    UpdateRatio(),
-    UnscaledInput(),
-    PoorInit(),
-)
 
 # Where one of these fires, other figures lose their meaning: it comes first among findings of equal severity.
 _FIRST = ("nonfinite", "collapsed-signal", "poor-init")
@@ -77,7 +53,7 @@ def diagnose(history: History, *, rules: Sequence[Rule] = RULES) -> Diagnosis:
     return Diagnosis(
         run=history.name,
         steps=history.steps,
-        verdict=verdict_of(history, ranked, tuple(undecided)),
+        verdict=verdict_of(history, ranked, tuple(undecided), {rule.name: rule.subject for rule in rules}),
         findings=ranked,
         inconclusive=tuple(undecided),
         not_seen=_not_seen(history),

@@ -51,6 +51,7 @@ class DriftAmplification:
     """
 
     name: str = "drift-amplification"
+    subject: str = "internal covariate shift that grows with depth"
     treatments: tuple[str, ...] = ("insert-norm", "reinitialise")
     static: bool = False
     slope: float = math.log(2.0)

@@ -51,6 +51,7 @@ class ExplodingGradient:
     """
 
     name: str = "exploding-gradient"
+    subject: str = "an exploding gradient"
     treatments: tuple[str, ...] = ("clip", "scale-rate", "insert-norm", "reinitialise", "warm-up")
     static: bool = False
     grows_to: float = 1e2

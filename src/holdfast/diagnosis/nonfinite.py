@@ -31,7 +31,8 @@ class NonFinite:
 
     When it is wrong:
         −inf on purpose (masks of attention scores) is counted at the site that holds it. Mixed precision with a loss
-        scaler meets infinite gradients by design and skips those steps: gradient ports alone make a warning only.
+        scaler meets infinite gradients by design and skips those steps: gradients alone, with every loss finite, make
+        a warning only.
 
     Example:
         The loss was not finite at step 212; the first operation that broke is 'log' in 'head'.
@@ -45,6 +46,7 @@ class NonFinite:
     """
 
     name: str = "nonfinite"
+    subject: str = "a loss or signal that is not finite"
     treatments: tuple[str, ...] = ("scale-rate", "clip", "warm-up", "insert-norm", "scale-input")
     static: bool = False
 
@@ -58,7 +60,7 @@ class NonFinite:
             One finding for what the monitor located, else one a stream; or why it could not be decided.
         """
         events = list(history.events("nonfinite"))
-        findings = [self._located(events)] if events else []
+        findings = [self._located(events, _losses_are_finite(history))] if events else []
         judged = bool(events)
         for stream in history.streams():
             steps, losses = history.values("loss", stream)
@@ -75,7 +77,7 @@ class NonFinite:
             return findings
         return Inconclusive(self.name, "no loss and no counts were recorded; one observed step is enough")
 
-    def _located(self, events: list[Event]) -> Finding:
+    def _located(self, events: list[Event], losses_finite: bool) -> Finding:
         first = min(events, key=lambda event: event.step)
         kind = str(first.data.get("kind", ""))
         detail = str(first.data.get("detail", "")).rstrip(".")
@@ -89,8 +91,15 @@ class NonFinite:
             message += f"; {len(events)} such steps in all, the last {max(event.step for event in events)}"
         site = first.site or Site(where, "input" if kind == "input" else "output")
         evidence = (Reading("nonfinite", site, first.step, float(len(events)), Unit.COUNT, len(events)),)
+        gradients_only = losses_finite and all(event.data.get("kind") == "gradient" for event in events)
         return Finding(
-            self.name, "critical", (site,), message, evidence, self._answers(kind), strength=float(len(events))
+            self.name,
+            "warning" if gradients_only else "critical",
+            (site,),
+            message,
+            evidence,
+            self._answers(kind),
+            strength=float(len(events)),
         )
 
     def _answers(self, kind: str) -> tuple[str, ...]:
@@ -145,6 +154,10 @@ class NonFinite:
             self._answers("input" if inputs_first else "operation"),
             strength=float(max(1, len(broken))),
         )
+
+
+def _losses_are_finite(history: History) -> bool:
+    return all(np.isfinite(history.values("loss", stream)[1]).all() for stream in history.streams())
 
 
 def _fed_by_model(history: History, stream: str) -> set[str]:

@@ -48,7 +48,8 @@ class PoorInit:
         is late.
 
     Example:
-        At step 1 the signal's SD shrinks ×0.4 per layer, from 0.27 at '0' to 2.5e-05 at '20'.
+        At step 1 the signal shrinks ×0.4 per layer (median slope: ×1.0e-04 over 10 layers; measured 0.27 at '0',
+        2.5e-05 at '20'). The trend is that of the typical layer: one odd layer moves the ends, not the trend.
 
     What to do:
         reinitialise with the gain of the activation (He for ReLU, Glorot × 5/3 for tanh, orthogonal, LSUV); insert-norm
@@ -60,6 +61,7 @@ class PoorInit:
     """
 
     name: str = "poor-init"
+    subject: str = "the initialisation"
     treatments: tuple[str, ...] = ("reinitialise", "insert-norm")
     static: bool = False
     per_layer: float = 1.5
@@ -132,8 +134,9 @@ class PoorInit:
             values = profile.medians
             told.append(
                 f"the {'signal' if onward else 'gradient'} {'grows' if turned > 0 else 'shrinks'} "
-                f"×{number(math.exp(turned))} per layer, from {number(float(values[start]))} at "
-                f"'{profile.sites[start].label}' to {number(float(values[end]))} at '{profile.sites[end].label}'"
+                f"×{number(math.exp(turned))} per layer (median slope: ×{number(math.exp(turned * profile.span))} over "
+                f"{plural(profile.span, 'layer')}; measured {number(float(values[start]))} at "
+                f"'{profile.sites[start].label}', {number(float(values[end]))} at '{profile.sites[end].label}')"
             )
             levels.append(level)
             sites += [profile.sites[end], profile.sites[start]]

@@ -1,4 +1,4 @@
-"""`Rule`: what a member of `diagnosis.RULES` is."""
+"""`Rule`: what a member of `RULES` is."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class Rule(Protocol):
     @property
     def name(self) -> str:
         """Lower case, words joined by hyphens; the file's stem with underscores."""
+        ...
+
+    @property
+    def subject(self) -> str:
+        """What the verdict calls it: words that fit before "is what holds this run back"."""
         ...
 
     @property

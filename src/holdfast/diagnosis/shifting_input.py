@@ -66,6 +66,7 @@ class ShiftingInput:
     """
 
     name: str = "shifting-input"
+    subject: str = "internal covariate shift"
     treatments: tuple[str, ...] = ("insert-norm", "scale-rate", "warm-up", "reinitialise")
     static: bool = False
     per_step: tuple[float, float, float] = (0.05, 0.25, 1.0)

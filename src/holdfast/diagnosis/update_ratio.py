@@ -49,6 +49,7 @@ class UpdateRatio:
     """
 
     name: str = "update-ratio"
+    subject: str = "the size of the updates"
     treatments: tuple[str, ...] = ("scale-rate", "warm-up", "clip", "insert-norm")
     static: bool = False
     large: tuple[float, float, float] = (0.02, 0.1, 0.5)

@@ -46,6 +46,7 @@ class VanishingGradient:
     """
 
     name: str = "vanishing-gradient"
+    subject: str = "a vanishing gradient"
     treatments: tuple[str, ...] = ("insert-norm", "reinitialise", "replace-activation")
     static: bool = False
     shrinks_to: float = 1e-2

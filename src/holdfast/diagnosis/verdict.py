@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from holdfast.core.finding import SEVERITIES, Finding, Inconclusive
 from holdfast.core.protocols import History
 from holdfast.diagnosis.evidence import Series
@@ -10,26 +12,20 @@ from holdfast.diagnosis.wording import number, plural
 
 SHIFT = ("shifting-input", "drift-amplification")
 
-_SUBJECT = {
-    "nonfinite": "a loss or signal that is not finite",
-    "collapsed-signal": "a dead signal",
-    "saturated-units": "saturation of units",
-    "dead-units": "the death of units",
-    "vanishing-gradient": "a vanishing gradient",
-    "exploding-gradient": "an exploding gradient",
-    "update-ratio": "the size of the updates",
-    "unscaled-input": "the scale of the input",
-    "poor-init": "the initialisation",
-}
 
-
-def verdict_of(history: History, findings: tuple[Finding, ...], undecided: tuple[Inconclusive, ...]) -> str:
+def verdict_of(
+    history: History,
+    findings: tuple[Finding, ...],
+    undecided: tuple[Inconclusive, ...],
+    subjects: Mapping[str, str],
+) -> str:
     """Say in one sentence what holds the run back.
 
     Args:
         history: of the run.
         findings: ranked.
         undecided: rules that could not decide.
+        subjects: what to call each rule that was asked, by its name.
 
     Returns:
         One sentence, without a full stop at its end.
@@ -37,20 +33,20 @@ def verdict_of(history: History, findings: tuple[Finding, ...], undecided: tuple
     serious = [finding for finding in findings if SEVERITIES.index(finding.severity) >= 1]
     why_not = {each.rule: each.reason for each in undecided}
     if not serious:
-        return _quiet(history, findings, why_not)
+        return _quiet(history, findings, why_not, subjects)
     top = serious[0]
     if top.rule in SHIFT:
-        return _shift(history, top, serious)
+        return _shift(history, top, serious, subjects)
     # Several rules may tell one story: the causes are named together, the worst first.
-    causes = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
+    causes = _others(serious, subjects)
     said = f"{causes[0]} (beside it: {_listed(causes[1:4])})" if len(causes) > 1 else causes[0]
     verb = "is what holds this run back" if top.severity == "critical" else "is the first thing to mend"
     return f"{said[0].upper()}{said[1:]} {verb}; {_about_shift(history, serious, why_not)}"
 
 
-def _shift(history: History, top: Finding, serious: list[Finding]) -> str:
+def _shift(history: History, top: Finding, serious: list[Finding], subjects: Mapping[str, str]) -> str:
     size = "large here" if top.severity == "critical" else "notable here"
-    others = [_subject(rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
+    others = _others(serious, subjects)
     beside = f"; beside it: {_listed(others[:3])}" if others else ""
     said = top.message if top.evidence[0].lag != 1 else f"{plural(len(top.sites), 'input')} move, {_largest(history)}"
     return f"Internal covariate shift is {size}: {said}{beside}"
@@ -65,11 +61,14 @@ def _about_shift(history: History, serious: list[Finding], why_not: dict[str, st
     return f"internal covariate shift is not ({_largest(history)})"
 
 
-def _quiet(history: History, findings: tuple[Finding, ...], why_not: dict[str, str]) -> str:
+def _quiet(
+    history: History, findings: tuple[Finding, ...], why_not: dict[str, str], subjects: Mapping[str, str]
+) -> str:
     if "shifting-input" in why_not:
         if not history.sites() and not history.steps:
             return "inconclusive: nothing was observed; watch the run for at least 5 observed steps"
-        also = "; the rules that could decide found nothing" if any(rule not in why_not for rule in _SUBJECT) else ""
+        decided = any(rule not in why_not for rule in subjects if rule not in SHIFT)
+        also = "; the rules that could decide found nothing" if decided else ""
         return f"inconclusive: {why_not['shifting-input']}{also}"
     remarks = f"{plural(len(findings), 'remark')} but no warning" if findings else "no rule fired"
     left = f" ({plural(len(why_not), 'rule')} undecided)" if why_not else ""
@@ -94,8 +93,9 @@ def _largest(history: History) -> str:
     )
 
 
-def _subject(rule: str) -> str:
-    return _SUBJECT.get(rule, rule)
+def _others(serious: list[Finding], subjects: Mapping[str, str]) -> list[str]:
+    """What fired beside shift, in the verdict's words, the worst first."""
+    return [subjects.get(rule, rule) for rule in dict.fromkeys(each.rule for each in serious) if rule not in SHIFT]
 
 
 def _listed(parts: list[str]) -> str:

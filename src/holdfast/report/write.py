@@ -43,7 +43,7 @@ RIDGELINES = 3
 
 _COLUMNS = {
     "drift": "parameter drift, 1 step",
-    "drift_100": "parameter drift, 100 steps",
+    "drift_100": "parameter drift, 100 steps or more",
     "observed_drift": "observed drift",
     "saturated": "saturated",
     "dead": "dead units",
@@ -55,12 +55,13 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the layer table: field of `LayerRow`, head, unit, and `n` where every reading has the same."""
+    """A column of the layer table: field of `LayerRow`, head, unit; `n` and `lag` where all readings have the same."""
 
     field: str
     head: str
     unit: str
     n: int | None
+    lag: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,9 @@ def _model(stream: str, rows: Sequence[LayerRow]) -> dict[str, Any]:
     for field, head in _COLUMNS.items():
         readings: list[Reading] = [each for row in rows if (each := getattr(row, field)) is not None]
         if readings:
-            sizes = {each.n for each in readings}
-            columns.append(Column(field, head, str(readings[0].unit), sizes.pop() if len(sizes) == 1 else None))
+            sizes, lags = {each.n for each in readings}, {each.lag for each in readings}
+            n = sizes.pop() if len(sizes) == 1 else None
+            columns.append(Column(field, head, str(readings[0].unit), n, lags.pop() if len(lags) == 1 else None))
     return {"stream": stream, "rows": rows, "columns": columns}
 
 
