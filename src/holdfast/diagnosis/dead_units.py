@@ -51,7 +51,6 @@ class DeadUnits:
 
     name: str = "dead-units"
     subject: str = "the death of units"
-    subject: str = "the death of units"
     treatments: tuple[str, ...] = ("scale-rate", "reinitialise", "replace-activation", "insert-norm", "warm-up")
     static: bool = False
     fraction: tuple[float, float, float] = (0.20, 0.40, 0.80)

@@ -51,7 +51,6 @@ class SaturatedUnits:
 
     name: str = "saturated-units"
     subject: str = "saturation of units"
-    subject: str = "saturation of units"
     treatments: tuple[str, ...] = ("insert-norm", "replace-activation", "reinitialise", "scale-rate")
     static: bool = False
     fraction: tuple[float, float, float] = (0.10, 0.25, 0.60)
