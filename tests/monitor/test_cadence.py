@@ -20,20 +20,24 @@ def test_an_alarm_observes_every_step_of_its_window():
 
 
 def simulate(monkeypatch, budget: float, steps: int, bare: float, price: float) -> tuple[list[int], float]:
-    """Steps observed, and the monitor's share after settling, on a clock of our own."""
+    """Steps observed, and the share after settling, on a clock of our own; a third of the price is writing."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    cadence = Cadence("auto", budget, _started=0.0)
+    cadence = Cadence("auto", budget)
     observed, spent_after_settling = [], 0.0
     for step in range(1, steps + 1):
         wanted = cadence.wants(step)
+        begin = clock[0]
         clock[0] += bare
         if wanted:
             with cadence.timed("measures"):
-                clock[0] += price
+                clock[0] += price * 2 / 3
+            cadence.account.writing += price / 3
             cadence.observed()
             observed.append(step)
             spent_after_settling += price if step > SETTLED else 0.0
+        cadence.account.run += clock[0] - begin
+        clock[0] += 100  # between steps somebody else may take his time
     return observed, spent_after_settling / ((steps - SETTLED) * bare)
 
 

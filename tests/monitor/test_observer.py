@@ -11,7 +11,7 @@ from holdfast.diagnosis.saturated_units import SaturatedUnits
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.replay import record_call
 from holdfast.live.structure import extract
-from holdfast.monitor.observer import Observer, roles
+from holdfast.monitor.observer import Observer, Roles, roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.report.layers import layer_rows
 from holdfast.store.memory import MemoryRun
@@ -261,7 +261,7 @@ def test_tokens_of_an_image_are_not_taken_for_its_channels():
 def test_roles_given_later_are_in_force_from_the_next_step_on():
     model = Chain(torch.sigmoid, depth=1)
     leaves = observed_leaves(model)
-    observer = Observer(leaves, stream="net", max_elements=None, failed=_raise)
+    observer = Observer(leaves, stream="net", max_elements=None, roles=Roles(), failed=_raise)
     observer.roles = roles(leaves, extract(model, call=record_call((normal(4, 16),), {})))
     assert not observer.in_force.saturating
     observer.begin(0.0)
@@ -270,7 +270,7 @@ def test_roles_given_later_are_in_force_from_the_next_step_on():
 
 def test_what_cannot_be_read_is_remembered_over_the_run():
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
-    observer = Observer(observed_leaves(model), stream="net", max_elements=None, failed=_raise)
+    observer = Observer(observed_leaves(model), stream="net", max_elements=None, roles=Roles(), failed=_raise)
     observer.attach()
     model(torch.tensor([1, 2, 3]))
     for _ in range(2):

@@ -83,7 +83,7 @@ def preflight(
     structure = extract(inner, optimizer, call=call)
     leaves = observed_leaves(inner)
     layers = roles(leaves, structure)
-    observer = Observer(leaves, stream="net", max_elements=None, saturating=layers.saturating, failed=_raise)
+    observer = Observer(leaves, stream="net", max_elements=None, roles=layers, failed=_raise)
     run = MemoryRun("preflight")
     run.describe(structure)
     try:

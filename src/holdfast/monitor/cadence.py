@@ -20,7 +20,7 @@ SETTLED = max(SETTLING)
 
 @dataclass(slots=True)
 class Account:
-    """Seconds spent by the monitor, by cause, beside the seconds of the whole run.
+    """Seconds spent by the monitor, by cause, beside the seconds of the steps (from a step's first forward to its end).
 
     `writing` is processor time of the store's own thread: it runs beside training, but takes a core and the
     interpreter from it, and is counted in full.
@@ -40,10 +40,14 @@ class Account:
         return self.hooks + self.measures + self.probes + self.hand_off + self.writing
 
     @property
+    def bare(self) -> float:
+        """Seconds that the steps would have taken without the monitor."""
+        return self.run - (self.spent - self.writing)
+
+    @property
     def overhead(self) -> float:
-        """The monitor's seconds over the bare run's."""
-        bare = self.run - self.spent
-        return self.spent / bare if bare > 0 else 0.0
+        """The monitor's seconds over the bare steps'."""
+        return self.spent / self.bare if self.bare > 0 else 0.0
 
 
 @dataclass(slots=True)
@@ -51,12 +55,12 @@ class Cadence:
     """Decides step by step whether to observe.
 
     With a number, every so many steps (and the first). With `"auto"`, a few steps while settling, and from then on
-    whenever the observation to come, at the price of the last ones, keeps the monitor's share of the time since
+    whenever the observation to come, at the price of the last ones, keeps the monitor's share of the steps' time since
     settling under the budget.
 
     Args:
         every: a whole number of steps, or `"auto"`.
-        budget: the monitor's largest share of the bare run's time, `"auto"` only.
+        budget: the monitor's largest share of the bare steps' time, `"auto"` only.
 
     Raises:
         InputError: `every` or `budget` is not usable.
@@ -72,7 +76,6 @@ class Cadence:
     account: Account = field(default_factory=Account)
     _price: float = 0.0
     _spent_before: float = 0.0
-    _started: float = field(default_factory=time.perf_counter)
     _settled_at: tuple[float, float] | None = None
     _alarm_until: int = 0
     _booking: bool = False
@@ -92,13 +95,10 @@ class Cadence:
             return step == 1 or step % self.every == 0
         if step <= SETTLED:
             return step in SETTLING
-        now, spent = time.perf_counter(), self.account.spent
         if self._settled_at is None:
-            self._settled_at = (now, spent)
-        since, spent_before = self._settled_at
-        mine = spent - spent_before
-        bare = (now - since) - mine
-        return mine + self._price <= self.budget * bare
+            self._settled_at = (self.account.bare, self.account.spent)
+        bare, spent = self._settled_at
+        return self.account.spent - spent + self._price <= self.budget * (self.account.bare - bare)
 
     def alarm(self, step: int, window: int = 20) -> None:
         """Observe every step of a window: something happened."""
@@ -117,11 +117,6 @@ class Cadence:
         seconds, self._spent_before = self.account.spent - self._spent_before, self.account.spent
         self.account.observed += 1
         self._price = max(seconds, 0.5 * (self._price + seconds))
-
-    def closed(self) -> Account:
-        """The account as it stands now."""
-        self.account.run = time.perf_counter() - self._started
-        return self.account
 
     @contextmanager
     def timed(self, cause: Literal["hooks", "measures", "probes", "hand_off"]) -> Iterator[None]:

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -152,7 +152,6 @@ class Observer:
         stream: name of the model.
         max_elements: the most elements of one tensor that are read, `None` for all.
         roles: from `roles`; when given anew later, in force from the next `begin`.
-        saturating: of the roles, where no others are known.
         failed: called with a layer's path and the exception when reading it failed; the layer is left out from
             then on.
         timed: context manager under which the work in hooks is booked.
@@ -170,14 +169,13 @@ class Observer:
         *,
         stream: str,
         max_elements: int | None,
-        roles: Roles | None = None,
-        saturating: Mapping[tuple[str, Port], float] | None = None,
+        roles: Roles,
         failed: Callable[[str, Exception], None],
         timed: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._stream = stream
         self._max_elements = max_elements
-        self.roles = roles or Roles(saturating or {})
+        self.roles = roles
         self.skipped: dict[str, str] = {}
         self._failed = failed
         self._timed = timed
@@ -191,15 +189,6 @@ class Observer:
             self._hooks.pre(module, functools.partial(self._before, path))
             self._hooks.post(module, functools.partial(self._after, path))
         self.begin(0.0)
-
-    @property
-    def saturating(self) -> Mapping[tuple[str, Port], float]:
-        """Of the roles given; setting it leaves the others as they are."""
-        return self.roles.saturating
-
-    @saturating.setter
-    def saturating(self, given: Mapping[tuple[str, Port], float]) -> None:
-        self.roles = replace(self.roles, saturating=given)
 
     def begin(self, where: float) -> None:
         """Forget the last step and start a new one.

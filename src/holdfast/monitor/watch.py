@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import random
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +122,7 @@ class Watch:
         self._closed = True  # until everything is in place
         self._call: Call | None = None
         self._autocast: Autocast | None = None
+        self._began: float | None = None  # when the step's first forward did
         self._held: StepRecord | None = None
         self._logged: dict[str, float] = {}
         self._loss: float | None = None
@@ -137,12 +139,11 @@ class Watch:
         probe_call = _probe_call(probe)
         structure = self._first_structure(probe_call)
         self._leaves = leaves
-        self._roles = roles(leaves, structure)
         self._observer = Observer(
             leaves,
             stream=stream,
             max_elements=max_elements if mode == "sampled" else None,
-            saturating=self._roles.saturating,
+            roles=roles(leaves, structure),
             failed=self._layer_failed,
             timed=lambda: self._cadence.timed("hooks"),
         )
@@ -214,6 +215,8 @@ class Watch:
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch._C._current_graph_task_id() != -1:
             return  # a checkpoint recomputes: not a pass of its own
+        if self._began is None and module.training:
+            self._began = time.perf_counter()
         with self._cadence.timed("hooks"):
             self._guard("forward", self._begin_pass, module, args, kwargs)
 
@@ -253,6 +256,9 @@ class Watch:
         if self._observing:
             self._cadence.account.writing = self.sink.seconds
             self._cadence.observed()
+        if self._began is not None:
+            self._cadence.account.run += time.perf_counter() - self._began
+        self._began = None
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
         self._next()
 
@@ -391,14 +397,14 @@ class Watch:
             drifts,
             past=self._past,
             structure=self._structure,
-            roles=self._roles,
+            roles=self._observer.in_force,
             step=self._step,
         )
 
     def _kept_outputs(self) -> frozenset[str]:
         """Layers whose output has statistics of its own: rectifiers (dead units) and the last layer."""
         last = self._structure.order[-1:] if self._structure else ()
-        return self._roles.rectifiers.union(last)
+        return self._observer.in_force.rectifiers.union(last)
 
     # Structure
 
@@ -429,8 +435,7 @@ class Watch:
                 structure = extract(self._given, self._optimizer, stream=self._stream, call=self._call)
             finally:
                 self._root_hooks.attach()
-        self._roles = roles(self._leaves, structure)
-        self._observer.saturating = self._roles.saturating
+        self._observer.roles = roles(self._leaves, structure)
         self._describe(structure, seen=True)
 
     def _describe(self, structure: Structure, *, seen: bool) -> None:
@@ -534,7 +539,7 @@ class Watch:
 
     def _write_account(self) -> None:
         self._cadence.account.writing = self.sink.seconds
-        account = self._cadence.closed()
+        account = self._cadence.account
         asked = (
             f"at most {self._cadence.budget:.1%} of the bare run"
             if self._cadence.every == "auto"
