@@ -278,3 +278,19 @@ def test_what_cannot_be_read_is_remembered_over_the_run():
         assert observer.skipped == {"0:input": "torch.int64 torch.strided values are not floating-point arrays"}
     observer.close()
     assert list(observer.skipped) == ["0:input"]
+
+
+def test_the_gradient_at_an_output_lies_as_the_output():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time_first, self.act = nn.LSTM(4, 4), nn.GELU()
+            self.samples_first = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.samples_first(self.act(self.time_first(x)[0]).transpose(0, 1))[0]
+
+    seen = Observed(Recurrent(), [normal(12, 5, 4)])
+    assert not seen.roles.time_first
+    assert seen.samples("act", "output") == 5
+    assert seen.observer.gradients[Site("act", "grad_output")].samples == 5
