@@ -10,7 +10,8 @@ from holdfast.core.event import Event
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.stats.summary import Summary
-from holdfast.store.ledger import Limits
+from holdfast.store.folder import reserve
+from holdfast.store.ledger import Ledger, Limits
 from holdfast.store.reader import RunReader
 from holdfast.store.writer import RunWriter
 
@@ -84,6 +85,21 @@ def test_an_envelope_keeps_the_extremes(long_run):
     np.testing.assert_allclose(envelope.greatest, 0.1 * envelope.steps, rtol=1e-6)
     assert envelope.n.tolist() == [100] * 12 + [34]
     assert long_run.envelope("no such", SITE).steps.size == 0
+
+
+def test_a_backlog_splits_no_bucket(tmp_path, record_of):
+    """What waited while the disk was slow is committed at once: it is sealed by whole buckets all the same."""
+    file = reserve(tmp_path, 0)
+    ledger = Ledger(file, Limits(seal=20, ring=20))
+    ledger.commit([ledger.entry(record_of(step)) for step in range(1, 653)], [])
+    ledger.seal()
+    ledger.commit([ledger.entry(record_of(step)) for step in range(653, 701)], [])
+    ledger.seal(final=True)
+    ledger.close()
+    with RunReader(tmp_path) as run:
+        steps = [step for step, _ in run.channels(SITE.at(port="output"))]
+    assert all(step % 10 == 0 for step in steps)
+    assert steps[-5:] == [660, 670, 680, 690, 700]
 
 
 def test_channels_far_back_are_merged_over_a_hundred_steps(tmp_path, record_of):

@@ -274,14 +274,16 @@ class Ledger:
             sqlite3.Error: the disk refuses; nothing was changed.
             OSError: the file is gone.
         """
-        # Records whose steps do not rise would never complete a bucket.
-        everything = final or len(self.tail) > 4 * self.limits.seal
+        # Records whose steps do not rise would never complete a bucket; a mere backlog does.
+        whole = {stream.id: stream.last // 10 * 10 for stream in self._streams.values()}
+        waiting = sum(row.step > whole[row.stream] for row in self.tail)
+        everything = final or waiting > 4 * self.limits.seal
         sealed: list[TailRow] = []
         ladders: dict[str, Ladder] = {}
         trimmed: dict[str, dict[tuple[Kind, int], int]] = {}
         with self._transaction() as execute:
             for name, stream in self._streams.items():
-                boundary = stream.last if everything else stream.last // 10 * 10
+                boundary = stream.last if everything else whole[stream.id]
                 rows = [row for row in self.tail if row.stream == stream.id and row.step <= boundary]
                 groups = raw_groups(rows, self._kinds)
                 ladders[name], chunks = stream.ladder.climb(groups, boundary, rows=self.limits.seal, final=everything)
