@@ -7,15 +7,29 @@ if TYPE_CHECKING:
     # the loop
     from holdfast.api import LiveRun as LiveRun
     from holdfast.api import Run as Run
+    from holdfast.api import cure as cure
     from holdfast.api import diagnose as diagnose
     from holdfast.api import explain as explain
     from holdfast.api import preflight as preflight
+    from holdfast.api import prescribe as prescribe
+    from holdfast.api import prove as prove
     from holdfast.api import watch as watch
 
     # errors
     from holdfast.core.errors import HoldfastError as HoldfastError
 
-__all__ = ["HoldfastError", "LiveRun", "Run", "diagnose", "explain", "preflight", "watch"]
+__all__ = [
+    "HoldfastError",
+    "LiveRun",
+    "Run",
+    "cure",
+    "diagnose",
+    "explain",
+    "preflight",
+    "prescribe",
+    "prove",
+    "watch",
+]
 __version__ = "0.1.0"
 
 

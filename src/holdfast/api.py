@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.clinic.cure import cure as cure
 from holdfast.clinic.preflight import preflight as preflight
+from holdfast.clinic.prescribe import Prescription
+from holdfast.clinic.prescribe import prescribe as prescribe_for
+from holdfast.clinic.prove import prove as prove
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
@@ -282,6 +286,28 @@ def diagnose(run: Run | StrPath | History) -> Diagnosis:
         with Run(run) as opened:
             return ask(opened.history)
     return ask(run)
+
+
+def prescribe(
+    run: Run | StrPath | History | Diagnosis, model: nn.Module, optimizer: Optimizer | None = None, *, batch: Any = None
+) -> Prescription:
+    """Choose a treatment for what a run shows, and say why, and why not the others; nothing is changed.
+
+    Args:
+        run: a run, its folder, any history, or a diagnosis.
+        model: to be treated: the one that was watched, or one built alike.
+        optimizer: that steps it, if any.
+        batch: what the model is called with; then shapes are known and receipts state the error.
+
+    Returns:
+        The prescription: `diff`, `source`, `choices`, and `apply(model, optimizer)`.
+
+    Raises:
+        RunError: there is no readable run.
+        SurgeryError: the model is not the one diagnosed.
+    """
+    found = run if isinstance(run, Diagnosis) else diagnose(run)
+    return prescribe_for(found, model, optimizer, batch=batch)
 
 
 def explain(name: str) -> str:

@@ -58,22 +58,55 @@ class Plan:
         diff: what would change, as lines `- before` and `+ after`.
         source: lines for the user's own script that do the same.
         apply_: makes the change; `None` for a recipe, which only the user's script can follow.
+        model: what it was worked out for.
     """
 
     treatment: str
     diff: str
     source: str
     apply_: Callable[[], Receipt] | None = None
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
 
-    def apply(self) -> Receipt:
+    @classmethod
+    def nothing(cls, model: nn.Module | None = None) -> Plan:
+        """The plan that changes nothing: the control of a proof.
+
+        Args:
+            model: for which it stands.
+
+        Example:
+            >>> Plan.nothing().apply().changes
+            ()
+        """
+        return cls("nothing", "", "", lambda: Receipt("nothing", (), lambda: None, 0.0, 0.0), model)
+
+    def apply(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Receipt:
         """Make the change.
+
+        Args:
+            model: may be given to make sure: the model that the plan was worked out for.
+            optimizer: may be given to make sure: one that steps the model.
 
         Returns:
             The receipt, with `undo()`.
 
         Raises:
-            SurgeryError: the plan is a recipe.
+            SurgeryError: the plan is a recipe, or was worked out for another model.
         """
+        if model is not None and self.model is not None and model is not self.model:
+            raise SurgeryError(
+                "the model that the plan was worked out for",
+                f"another {type(model).__name__}",
+                "plan again for this one: hf.prescribe(run, model, optimizer)",
+            )
+        if model is not None and optimizer is not None:
+            own = {id(parameter) for parameter in model.parameters()}
+            if not any(id(each) in own for group in optimizer.param_groups for each in group["params"]):
+                raise SurgeryError(
+                    "the optimiser that steps this model",
+                    f"a {type(optimizer).__name__} that holds none of its parameters",
+                    "give the optimiser that was built from model.parameters()",
+                )
         if self.apply_ is None:
             raise SurgeryError(
                 "a plan that changes the model or the optimiser",

@@ -36,6 +36,9 @@ from holdfast.live.replay import record_call as record_call
 from holdfast.live.replay import replay as replay
 from holdfast.live.replay import untouched as untouched
 
+# a state to come back to
+from holdfast.live.snapshot import Snapshot as Snapshot
+
 # the model as a graph
 from holdfast.live.structure import extract as extract
 from holdfast.live.structure import kind_of as kind_of

@@ -54,6 +54,15 @@ each of them."""
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
+def watched(model: nn.Module) -> bool:
+    """Whether a watch is on a model.
+
+    Args:
+        model: as it was given to the watch, or what its wrapper holds.
+    """
+    return inner_model(model) in _WATCHED
+
+
 class Watch:
     """Watches one model in training.
 

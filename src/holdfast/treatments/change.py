@@ -82,7 +82,7 @@ def planned(
 
         return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed)
 
-    return Plan(treatment, diff, source, apply)
+    return Plan(treatment, diff, source, apply, model)
 
 
 def outputs(model: nn.Module, batch: Batch) -> tuple[Any, Any]:

@@ -1,0 +1,149 @@
+"""`cure`: diagnose, prescribe, prove, and keep only what was proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from holdfast.clinic.arms import Metric, seed_all, train_step
+from holdfast.clinic.batches import Batches, LossFn, check_batches, check_loss, draw
+from holdfast.clinic.prescribe import Prescription, prescribe
+from holdfast.clinic.proof import Proof
+from holdfast.clinic.prove import prove
+from holdfast.core.finding import Diagnosis
+from holdfast.core.treatment import Receipt
+from holdfast.diagnosis.diagnose import diagnose
+from holdfast.live.optimiser import check_owner
+from holdfast.live.random_state import preserved_random_state
+from holdfast.live.snapshot import Snapshot
+from holdfast.monitor.watch import Watch
+from holdfast.store.memory import MemoryRun
+
+OBSERVATIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """What was found, tried and kept.
+
+    Args:
+        diagnosis: of a trial training that was taken back.
+        prescription: for it.
+        proofs: of the plans tried, in order.
+        receipt: of the one kept; `None` when the model and its optimiser are as they were.
+    """
+
+    diagnosis: Diagnosis
+    prescription: Prescription
+    proofs: tuple[Proof, ...]
+    receipt: Receipt | None
+
+    def __str__(self) -> str:
+        if self.receipt is not None:
+            return f"kept {self.proofs[-1]}"
+        if not self.proofs:
+            return f"nothing was changed: {self.diagnosis.verdict}"
+        return "nothing was changed: " + "; ".join(f"{each.treatment}: {each.verdict}" for each in self.proofs)
+
+
+def cure(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Batches,
+    loss_fn: LossFn,
+    *,
+    eval_batches: Batches,
+    metric: Metric | None = None,
+    higher_is_better: bool = True,
+    steps: int = 200,
+    seeds: int = 5,
+    attempts: int = 3,
+    alpha: float = 0.05,
+    on_proof: Callable[[Proof], None] | None = None,
+) -> Cure:
+    """Find what is wrong, try what answers it, keep what is proved to help.
+
+    A watched trial training of `steps` gives the diagnosis and is taken back; then up to `attempts` plans of the
+    prescription are proved in turn (the treatment, then its alternatives). The first whose proof says `helps` is
+    applied. Each of several attempts gets α ÷ attempts, so that a useless treatment is kept with probability α at
+    most. Where nothing is proved, model, optimiser and random generators are bit for bit as before.
+
+    Args:
+        model: in the mode in which it trains.
+        optimizer: that steps it.
+        batches: see `prove`.
+        loss_fn: see `prove`.
+        eval_batches: see `prove`.
+        metric: see `prove`.
+        higher_is_better: see `prove`.
+        steps: of the trial training, and of each training of a proof.
+        seeds: of each proof.
+        attempts: how many plans to prove at most.
+        alpha: of the whole cure.
+        on_proof: told of every proof.
+
+    Returns:
+        What was found, tried and kept; `receipt.undo()` takes it back.
+
+    Raises:
+        InputError: see `prove`.
+        SurgeryError: see `prove`.
+        WatchError: the model is watched already, or cannot be.
+    """
+    check_batches(batches)
+    check_loss(loss_fn)
+    check_owner(model, optimizer)
+    diagnosis, batch = _trial(model, optimizer, batches, loss_fn, steps)
+    prescription = prescribe(diagnosis, model, optimizer, batch=batch)
+    plans = prescription.plans[:attempts]
+    proofs: list[Proof] = []
+    for plan in plans:
+        proofs.append(
+            prove(
+                plan,
+                model,
+                optimizer,
+                batches,
+                loss_fn,
+                eval_batches=eval_batches,
+                metric=metric,
+                higher_is_better=higher_is_better,
+                steps=steps,
+                seeds=seeds,
+                alpha=alpha / len(plans),
+            )
+        )
+        if on_proof is not None:
+            on_proof(proofs[-1])
+        if proofs[-1].verdict == "helps":
+            return Cure(diagnosis, prescription, tuple(proofs), plan.apply(model, optimizer))
+    return Cure(diagnosis, prescription, tuple(proofs), None)
+
+
+def _trial(
+    model: nn.Module, optimizer: Optimizer, batches: Batches, loss_fn: LossFn, steps: int
+) -> tuple[Diagnosis, object]:
+    """Train under a watch, diagnose, take it back."""
+    history = MemoryRun("trial training")
+    with preserved_random_state():
+        seed_all(0)
+        drawn = draw(batches, steps, 0)
+        snapshot = Snapshot(model, optimizer)
+        try:
+            every = max(1, steps // OBSERVATIONS)
+            watch = Watch(model, optimizer, lambda: history, name="trial training", every=every)
+            try:
+                for batch in drawn:
+                    train_step(model, optimizer, batch, loss_fn)
+            finally:
+                watch.close()
+        finally:
+            snapshot.restore()
+    return diagnose(history), _call_batch(drawn[0][0])
+
+
+def _call_batch(inputs: object) -> object:
+    return tuple(inputs) if isinstance(inputs, list) else inputs

@@ -1,0 +1,117 @@
+"""From findings to a plan, and from a plan to what is kept."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from holdfast.clinic.cure import cure
+from holdfast.clinic.prescribe import prescribe
+from holdfast.core.errors import SurgeryError
+from holdfast.core.finding import Diagnosis, Finding
+from holdfast.core.site import Site
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def finding(rule, module, *treatments, severity="critical", rank=1):
+    return Finding(rule, severity, (Site(module, "input"),), "it moves", (), treatments, rank=rank)
+
+
+def diagnosis(*findings):
+    return Diagnosis("a run", 10, "verdict", findings)
+
+
+def sick():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16)]
+    for _ in range(7):
+        layers += [nn.Sigmoid(), nn.Linear(16, 16)]
+    model = nn.Sequential(*layers, nn.Sigmoid(), nn.Linear(16, 2))
+    return model, torch.optim.SGD(model.parameters(), lr=0.5)
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [(x, (x[:, 0] > 0).long()) for x in torch.randn(10, 64, 4, generator=generator)]
+
+
+def test_the_first_applicable_is_chosen_and_the_rest_explained():
+    model, optimizer = sick()
+    found = prescribe(
+        diagnosis(
+            finding("shifting-input", "4", "warm-up", "insert-norm", "scale-rate"),
+            finding("update-ratio", "4", "scale-rate", rank=2),
+            finding("remark", "4", "clip", severity="info", rank=3),
+        ),
+        model,
+        optimizer,
+    )
+    assert [(each.decision, each.treatment) for each in found.choices] == [
+        ("chosen", "insert-norm"),
+        ("alternative", "scale-rate"),
+        ("recipe", "warm-up"),
+    ]
+    assert found.treatment == "insert-norm"
+    assert "+ 4: Sequential" in found.diff
+    assert found.plans[1].treatment == "scale-rate"
+    assert "it moves" in str(found)
+    receipt = found.apply(model, optimizer)
+    assert isinstance(model[4], nn.Sequential)
+    receipt.undo()
+
+
+def test_what_cannot_be_applied_is_rejected_with_its_reason():
+    model, _ = sick()
+    found = prescribe(diagnosis(finding("update-ratio", "4", "scale-rate")), model, None)
+    assert [each.decision for each in found.choices] == ["rejected"]
+    assert found.choices[0].reason == "it needs an optimiser; here: None"
+    assert found.treatment == "nothing"
+    assert found.apply(model).changes == ()
+
+
+def test_the_diagnosis_of_another_model_is_refused():
+    model, optimizer = sick()
+    with pytest.raises(SurgeryError, match="one without 'encoder'"):
+        prescribe(diagnosis(finding("shifting-input", "encoder", "insert-norm")), model, optimizer)
+
+
+def test_a_sick_network_is_cured_and_the_cure_can_be_undone():
+    model, optimizer = sick()
+    before = copy.deepcopy(model.state_dict())
+    told = []
+    options = {"eval_batches": batches()[:2], "steps": 60, "seeds": 4, "attempts": 2, "on_proof": told.append}
+    done = cure(model, optimizer, batches(), F.cross_entropy, **options)
+    assert done.receipt is not None, done
+    assert [each.verdict for each in done.proofs][-1] == "helps"
+    assert all(each.verdict != "helps" for each in done.proofs[:-1])
+    assert tuple(told) == done.proofs
+    assert str(done).startswith(f"kept {done.receipt.treatment}: helps")
+    assert list(model.state_dict()) != list(before) or any(
+        not torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
+    done.receipt.undo()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_healthy_network_is_left_bit_for_bit():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    generator = torch.get_rng_state()
+    done = cure(model, optimizer, batches(), F.cross_entropy, eval_batches=batches()[:2], steps=40, seeds=3)
+    assert done.receipt is None
+    assert str(done).startswith("nothing was changed: ")
+    assert all(torch.equal(value, before[0][key]) for key, value in model.state_dict().items())
+    assert optimizer.state_dict() == before[1]
+    assert torch.equal(torch.get_rng_state(), generator)
