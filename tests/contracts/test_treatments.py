@@ -58,11 +58,22 @@ OPTIMISERS = {
 }
 
 
+# What a treatment is for, where the patients that serve the others lack it: another model or another optimiser.
+TAILORED = {
+    "split-decay": {
+        "optimiser": lambda groups: torch.optim.SGD(
+            [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01
+        )
+    },
+}
+
+
 class Patient:
     """A model in training: hooks, an optimiser with state, a scheduler."""
 
-    def __init__(self, model, optimiser):
-        build, shape = MODELS[model]
+    def __init__(self, model, optimiser, treatment=None):
+        tailored = TAILORED.get(treatment, {})
+        build, shape = tailored.get("model", MODELS[model])
         self.model = build()
         self.shape = shape
         self.seen = []
@@ -70,7 +81,9 @@ class Patient:
         last.register_forward_hook(lambda *_: self.seen.append(1))
         decayed = [each for each in self.model.parameters() if each.ndim > 1]
         others = [each for each in self.model.parameters() if each.ndim == 1]
-        self.optimizer = OPTIMISERS[optimiser]([{"params": decayed, "weight_decay": 0.01}, {"params": others}])
+        self.optimizer = tailored.get("optimiser", OPTIMISERS[optimiser])(
+            [{"params": decayed, "weight_decay": 0.01}, {"params": others}]
+        )
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.99)
         self.batch = torch.randn(shape)
         for _ in range(2):
@@ -121,7 +134,8 @@ def contents(tensor):
 @pytest.fixture(params=[("perceptron", "adam"), ("convolutional", "momentum"), ("perceptron", "adagrad")], ids="-".join)
 def patient(request):
     torch.manual_seed(3)
-    return Patient(*request.param)
+    fixtures = [each for each in ("name", "change") if each in request.fixturenames]
+    return Patient(*request.param, *map(request.getfixturevalue, fixtures))
 
 
 @pytest.fixture(params=sorted(TREATMENTS))

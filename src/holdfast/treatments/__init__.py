@@ -7,6 +7,7 @@ from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
 from holdfast.treatments.scale_input import ScaleInput as ScaleInput
 from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
+from holdfast.treatments.split_decay import SplitDecay as SplitDecay
 from holdfast.treatments.warm_up import WarmUp as WarmUp
 
 TREATMENTS: dict[str, type[Treatment]] = {
@@ -18,6 +19,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         ReplaceActivation,
         # the optimiser
         ScaleRate,
+        SplitDecay,
         # recipes: lines for the script
         Clip,
         ScaleInput,
