@@ -60,6 +60,7 @@ OPTIMISERS = {
 
 # What a treatment is for, where the patients that serve the others lack it: another model or another optimiser.
 TAILORED = {
+    "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(
             [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01

@@ -2,6 +2,7 @@
 
 from holdfast.core.treatment import Treatment
 from holdfast.treatments.clip import Clip as Clip
+from holdfast.treatments.decouple_decay import DecoupleDecay as DecoupleDecay
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
@@ -18,6 +19,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         Reinitialise,
         ReplaceActivation,
         # the optimiser
+        DecoupleDecay,
         ScaleRate,
         SplitDecay,
         # recipes: lines for the script
