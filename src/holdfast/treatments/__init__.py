@@ -3,6 +3,7 @@
 from holdfast.core.treatment import Treatment
 from holdfast.treatments.clip import Clip as Clip
 from holdfast.treatments.decouple_decay import DecoupleDecay as DecoupleDecay
+from holdfast.treatments.drop_bias import DropBias as DropBias
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
@@ -15,6 +16,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
     treatment.name: treatment
     for treatment in (
         # the model's layers
+        DropBias,
         InsertNorm,
         Reinitialise,
         ReplaceActivation,
