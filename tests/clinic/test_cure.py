@@ -102,6 +102,25 @@ def test_a_sick_network_is_cured_and_the_cure_can_be_undone():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_given_diagnosis_is_what_is_treated():
+    model, optimizer = sick()
+    given, ticks = diagnosis(finding("poor-init", "4", "reinitialise")), []
+    options = {"eval_batches": batches()[:2], "steps": 3, "seeds": 2}
+    done = cure(
+        model,
+        optimizer,
+        batches(),
+        F.cross_entropy,
+        diagnosis=given,
+        on_step=lambda *pair: ticks.append(pair),
+        **options,
+    )
+    assert done.diagnosis is given
+    assert [each.treatment for each in done.proofs] == ["reinitialise"]
+    total = 3 * 2 * 4 + 2 * 3  # steps, seeds, arms; the shift of two arms
+    assert ticks == [(step, total) for step in range(1, total + 1)]
+
+
 def test_a_healthy_network_is_left_bit_for_bit():
     torch.manual_seed(0)
     layers = [nn.Linear(4, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)]

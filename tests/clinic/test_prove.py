@@ -295,3 +295,31 @@ def test_the_proof_as_plain_values():
     told = json.loads(json.dumps(proof.as_dict(), allow_nan=False))
     assert told["verdict"] == "no measurable benefit"
     assert len(told["arms"][0]["metric"]) == 2
+    assert "metric" in told["arms"][0]
+    assert [each["outcome"] for each in told["comparisons"]] == ["accuracy", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [(None, "loss"), (accuracy, "accuracy"), (lambda *pair: accuracy(*pair), "metric")],
+    ids=["loss", "accuracy", "lambda"],
+)
+def test_the_deciding_outcome_has_the_metric_s_name(metric, name):
+    model, optimizer = patient()
+    proof = quick(Plan.nothing(model), model, optimizer, metric=metric, seeds=2, steps=1)
+    assert proof.primary == name
+    assert proof.sentence.startswith(f"{name}, treated − untreated: +0 (")
+
+
+def test_the_shift_leaves_out_inputs_where_samples_cannot_be_told_apart():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16)]
+    for _ in range(9):
+        layers += [nn.Sigmoid(), nn.Linear(16, 16)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    proof = quick(Plan.nothing(model), model, optimizer, steps=31, seeds=1, shift=True)
+    untreated, treated = proof.shift
+    assert untreated.collapsed == treated.collapsed > 5
+    assert untreated.where.removeprefix("net/") in ("1", "2", "3", "4", "5", "6", "7", "8")
+    assert untreated.largest < 3  # at the last layers it would be thousands, in units of nothing

@@ -12,7 +12,7 @@ from holdfast.clinic.arms import Metric, seed_all, train_step
 from holdfast.clinic.batches import Batches, LossFn, check_batches, check_loss, draw
 from holdfast.clinic.prescribe import Prescription, prescribe
 from holdfast.clinic.proof import Proof
-from holdfast.clinic.prove import prove
+from holdfast.clinic.prove import Ticker, prove
 from holdfast.core.finding import Diagnosis
 from holdfast.core.treatment import Receipt
 from holdfast.diagnosis.diagnose import diagnose
@@ -30,7 +30,7 @@ class Cure:
     """What was found, tried and kept.
 
     Args:
-        diagnosis: of a trial training that was taken back.
+        diagnosis: the one given, or that of a trial training, which was taken back.
         prescription: for it.
         proofs: of the plans tried, in order.
         receipt: of the one kept; `None` when the model and its optimiser are as they were.
@@ -62,11 +62,14 @@ def cure(
     seeds: int = 5,
     attempts: int = 3,
     alpha: float = 0.05,
+    diagnosis: Diagnosis | None = None,
+    on_step: Ticker | None = None,
     on_proof: Callable[[Proof], None] | None = None,
 ) -> Cure:
     """Find what is wrong, try what answers it, keep what is proved to help.
 
-    A watched trial training of `steps` gives the diagnosis and is taken back; then up to `attempts` plans of the
+    The diagnosis of a watched run of this model, or else that of a trial training of `steps`, which is taken back,
+    gives the prescription; then up to `attempts` plans of the
     prescription are proved in turn (the treatment, then its alternatives). The first whose proof says `helps` is
     applied. Each of several attempts gets α ÷ attempts, so that a useless treatment is kept with probability α at
     most. Where nothing is proved, model, optimiser and random generators are bit for bit as before.
@@ -79,10 +82,12 @@ def cure(
         eval_batches: see `prove`.
         metric: see `prove`.
         higher_is_better: see `prove`.
-        steps: of the trial training, and of each training of a proof.
+        steps: of each training of a proof, and of the trial training.
         seeds: of each proof.
         attempts: how many plans to prove at most.
         alpha: of the whole cure.
+        diagnosis: of this model's run, such as `hf.diagnose(run)`; then there is no trial training.
+        on_step: see `prove`; it counts anew for each proof.
         on_proof: told of every proof.
 
     Returns:
@@ -96,7 +101,11 @@ def cure(
     check_batches(batches)
     check_loss(loss_fn)
     check_owner(model, optimizer)
-    diagnosis, batch = _trial(model, optimizer, batches, loss_fn, steps)
+    if diagnosis is None:
+        diagnosis = _trial(model, optimizer, batches, loss_fn, steps)
+    with preserved_random_state():
+        seed_all(0)
+        batch = _call_batch(draw(batches, 1, 0)[0][0])
     prescription = prescribe(diagnosis, model, optimizer, batch=batch)
     plans = prescription.plans[:attempts]
     proofs: list[Proof] = []
@@ -114,6 +123,7 @@ def cure(
                 steps=steps,
                 seeds=seeds,
                 alpha=alpha / len(plans),
+                on_step=on_step,
             )
         )
         if on_proof is not None:
@@ -123,9 +133,7 @@ def cure(
     return Cure(diagnosis, prescription, tuple(proofs), None)
 
 
-def _trial(
-    model: nn.Module, optimizer: Optimizer, batches: Batches, loss_fn: LossFn, steps: int
-) -> tuple[Diagnosis, object]:
+def _trial(model: nn.Module, optimizer: Optimizer, batches: Batches, loss_fn: LossFn, steps: int) -> Diagnosis:
     """Train under a watch, diagnose, take it back."""
     history = MemoryRun("trial training")
     with preserved_random_state():
@@ -142,7 +150,7 @@ def _trial(
                 watch.close()
         finally:
             snapshot.restore()
-    return diagnose(history), _call_batch(drawn[0][0])
+    return diagnose(history)
 
 
 def _call_batch(inputs: object) -> object:

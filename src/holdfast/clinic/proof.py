@@ -38,7 +38,7 @@ class Arm:
         return sorted(each.seconds for each in self.trials)[len(self.trials) // 2]
 
     def outcome(self, name: str) -> tuple[float, ...]:
-        """Loss or metric of every seed."""
+        """Of every seed: the loss, or under any other name the metric."""
         return tuple(each.eval_loss if name == "loss" else float(each.metric or 0.0) for each in self.trials)
 
 
@@ -47,7 +47,7 @@ class Comparison:
     """The paired difference of an outcome between two arms over seeds.
 
     Args:
-        outcome: `"loss"` or `"metric"`, on the eval batches.
+        outcome: `"loss"` or the metric's name, on the eval batches.
         of: an arm's name.
         against: another's.
         differences: one a seed: `of` minus `against`; infinite or NaN where one diverged.
@@ -77,6 +77,7 @@ class Shift:
         largest: the largest median of a layer.
         where: that layer.
         n: readings.
+        collapsed: inputs left out, because the samples cannot be told apart there: their drift has no unit.
     """
 
     arm: str
@@ -84,6 +85,7 @@ class Shift:
     largest: float
     where: str
     n: int
+    collapsed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Proof:
         treatment: its name.
         verdict: the answer.
         sentence: the answer with its figures.
-        primary: the outcome that decides: the metric where one was given, else the loss.
+        primary: the outcome that decides: the name of the metric where one was given, else `"loss"`.
         comparisons: treated against untreated in each outcome, then treated against each rival in the primary one.
         arms: all of them.
         seeds: how many were run.
@@ -147,9 +149,7 @@ class Proof:
                     "diverged": arm.diverged,
                     "seconds_per_step": arm.seconds,
                     "loss": [plain(value) for value in arm.outcome("loss")],
-                    "metric": [plain(value) for value in arm.outcome("metric")]
-                    if arm.trials and arm.trials[0].metric is not None
-                    else None,
+                    "metric": [plain(value) for value in arm.outcome(self.primary)] if self.primary != "loss" else None,
                 }
                 for arm in self.arms
             ],
@@ -160,6 +160,7 @@ class Proof:
                     "largest": plain(each.largest),
                     "where": each.where,
                     "n": each.n,
+                    "collapsed": each.collapsed,
                 }
                 for each in self.shift
             ],
@@ -173,7 +174,7 @@ def compare(outcome: str, of: Arm, against: Arm, *, higher_is_better: bool, alph
     the interval is the whole line, unless one arm diverged in every seed and the other in none.
 
     Args:
-        outcome: `"loss"` or `"metric"`.
+        outcome: `"loss"` or the metric's name.
         of: the arm in question.
         against: the other.
         higher_is_better: of the outcome.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,7 @@ from holdfast.clinic.batches import Batch, Batches, LossFn, check_batches, check
 from holdfast.clinic.proof import TREATED, UNTREATED, Arm, Comparison, Proof, ProofVerdict, Shift, compare
 from holdfast.core.errors import HoldfastError, InputError, SurgeryError
 from holdfast.core.treatment import Receipt
+from holdfast.diagnosis.spread import dead_modules
 from holdfast.live.optimiser import check_owner
 from holdfast.live.random_state import preserved_random_state
 from holdfast.live.snapshot import Snapshot
@@ -130,7 +132,7 @@ def prove(
         total = steps * seeds * len(arms) + (2 * min(steps, SHIFT_STEPS) if shift else 0)
         bench.on_step = _counter(on_step, total)
         trials: dict[str, list[Trial]] = {name: [] for name in arms}
-        primary = "loss" if metric is None else "metric"
+        primary = "loss" if metric is None else _name_of(metric)
         best_is_high = metric is not None and higher_is_better
         spent = alpha
         done = 0
@@ -193,7 +195,7 @@ class _Bench:
             try:
                 for batch in drawn:
                     self.on_step()
-                    if not math.isfinite(train_step(self.model, self.optimizer, batch, self.loss_fn)):
+                    if not isfinite(train_step(self.model, self.optimizer, batch, self.loss_fn)):
                         break
             finally:
                 watch.close()
@@ -204,16 +206,18 @@ class _Bench:
             raise
         except HoldfastError:  # a model that cannot be watched can still be proved
             return None
+        dead = dead_modules(history, "net")
         found: dict[str, list[float]] = {}
         for reading in history.readings("parameter-drift", lag=1):
-            if reading.site.port == "input" and reading.site.phase == "train" and math.isfinite(reading.value):
-                found.setdefault(reading.site.label, []).append(reading.value)
+            site = reading.site
+            if site.port == "input" and site.phase == "train" and site.module not in dead and isfinite(reading.value):
+                found.setdefault(site.label, []).append(reading.value)
         if not found:
             return None
         medians = {label: float(np.median(values)) for label, values in found.items()}
         where = max(medians, key=lambda label: medians[label])
         values = [value for each in found.values() for value in each]
-        return Shift(name, float(np.median(values)), medians[where], where, len(values))
+        return Shift(name, float(np.median(values)), medians[where], where, len(values), len(dead))
 
     def _within(self, name: str, seed: int, train: Callable[[], Any]) -> Any:
         """Apply what an arm asks for, train, take all of it back."""
@@ -253,7 +257,7 @@ def _conclude(
     treated, untreated = arms[TREATED], arms[UNTREATED]
     main = compare(primary, treated, untreated, higher_is_better=best_is_high, alpha=alpha)
     comparisons = [main]
-    if primary == "metric":
+    if primary != "loss":
         comparisons.append(compare("loss", treated, untreated, higher_is_better=False, alpha=alpha))
     against = {
         name: compare(primary, treated, arm, higher_is_better=best_is_high, alpha=alpha)
@@ -330,6 +334,12 @@ def _arm(name: str, trials: dict[str, list[Trial]]) -> Arm:
 
 def _rival(factor: float) -> str:
     return f"learning rate × {factor:.3g}" if factor >= 1 else f"learning rate ÷ {1 / factor:.3g}"
+
+
+def _name_of(metric: Metric) -> str:
+    """What the metric's function is called; `"metric"` where that says nothing."""
+    name = getattr(metric, "__name__", "metric")
+    return "metric" if name in ("<lambda>", "loss") else name
 
 
 def _spend(alpha: float, look: int, looks: int) -> float:
