@@ -32,6 +32,21 @@ def test_mlp_shape_changers_and_dropout_are_passed_through():
     assert [node.calls for node in structure.modules] == [1] * 7
 
 
+def test_shapes_that_leaves_are_given_at_their_first_call():
+    conv = nn.Conv1d(3, 3, 3)
+    structure = seen(nn.Sequential(conv, conv, nn.Flatten(), nn.Linear(12, 2)), torch.randn(5, 3, 8))
+    assert [structure.module(path).input_shape for path in ("", "0", "2", "3")] == [None, (5, 3, 8), (5, 3, 4), (5, 12)]
+    assert all(node.input_shape is None for node in extract(conv).modules)
+
+
+def test_a_structure_written_before_shapes_were_recorded_still_loads():
+    structure = seen(nn.Sequential(nn.Linear(2, 2)), torch.randn(5, 2))
+    old = json.loads(structure.to_json())
+    for node in old["modules"]:
+        del node["input_shape"]
+    assert Structure.from_json(json.dumps(old)).module("0") == replace(structure.module("0"), input_shape=None)
+
+
 def test_resnet_with_functional_relu_and_residual_add(small_resnet):
     structure = seen(small_resnet, torch.randn(2, 3, 8, 8))
     assert structure.sources("stem") == ("",)

@@ -40,6 +40,7 @@ class ModuleNode:
         parameters: its own, not its children's.
         settings: constructor values that rules ask for (`in_features`, `p`, `eps`, `inplace`, …).
         calls: how many times it ran in one forward pass; 0 when it did not, `None` when no pass was seen.
+        input_shape: of the first tensor that a leaf was given in that pass, batch included; `None` when none was seen.
     """
 
     path: str
@@ -49,6 +50,7 @@ class ModuleNode:
     parameters: tuple[ParameterNode, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     calls: int | None = None
+    input_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class Structure:
                     ),
                     settings=node["settings"],
                     calls=node["calls"],
+                    # runs written before it was recorded have none
+                    input_shape=None if node.get("input_shape") is None else tuple(node["input_shape"]),
                 )
                 for node in raw["modules"]
             ),

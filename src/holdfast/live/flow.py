@@ -25,6 +25,7 @@ class Flow(Passage):
         order: paths of the leaves, each at its first call.
         edges: `(source, target)` leaf paths; `""` is the model's input.
         calls: how often each module ran.
+        shapes: of the first tensor that each leaf was given, at its first call.
         functional: operations that no module of torch wraps, each `(name, owner, producer)` once.
         parameters: identities of each module's own parameters, by path, as they were in the pass.
         used: for each parameter that an operation took, by identity, the paths of the modules in whose forward it was.
@@ -36,6 +37,7 @@ class Flow(Passage):
         self.order: list[str] = []
         self.edges: list[tuple[str, str]] = []
         self.calls: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.functional: list[FunctionalCall] = []
         self.parameters: dict[str, list[int]] = {}
         self.used: dict[int, set[str]] = {}
@@ -67,6 +69,9 @@ class Flow(Passage):
             self._seen.add(path)
             self._places[path] = len(self.order)
             self.order.append(path)
+            for tensor in tensors_in(inputs)[:1]:
+                if not tensor.is_nested:  # which has no shape of whole numbers
+                    self.shapes[path] = tuple(tensor.shape)
         if not passes_through(module):
             for source in sorted(self._sources(tensors_in(inputs)), key=self._place):
                 if (source, path) not in self._seen:

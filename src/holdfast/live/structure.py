@@ -67,7 +67,7 @@ def extract(
     return Structure(
         stream=stream,
         model=kind_of(inner),
-        modules=tuple(_nodes(inner, optimizer, None if flow is None else flow.calls)),
+        modules=tuple(_nodes(inner, optimizer, flow)),
         order=() if flow is None else tuple(flow.order),
         edges=() if flow is None else tuple(flow.edges),
         functional=() if flow is None else tuple(flow.functional),
@@ -103,7 +103,7 @@ def _parameter_names(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _nodes(model: nn.Module, optimizer: Optimizer | None, calls: Mapping[str, int] | None) -> Iterator[ModuleNode]:
+def _nodes(model: nn.Module, optimizer: Optimizer | None, flow: Flow | None) -> Iterator[ModuleNode]:
     groups = {
         id(parameter): index
         for index, group in enumerate([] if optimizer is None else optimizer.param_groups)
@@ -133,7 +133,8 @@ def _nodes(model: nn.Module, optimizer: Optimizer | None, calls: Mapping[str, in
                 if parameter is not None
             ),
             settings=_plain_items(module.__dict__, without={"training"}),
-            calls=None if calls is None else calls.get(path, 0),
+            calls=None if flow is None else flow.calls.get(path, 0),
+            input_shape=None if flow is None else flow.shapes.get(path),
         )
 
 
