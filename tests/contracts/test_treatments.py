@@ -13,7 +13,7 @@ from holdfast.core.errors import SurgeryError
 from holdfast.core.treatment import Treatment
 from holdfast.treatments import TREATMENTS
 
-RECIPES = ("clip", "scale-input", "warm-up")
+RECIPES = ("clip", "scale-input", "warm-up", "z-loss")
 CARD = ("What it does:", "When it helps:", "When it is wrong:", "Example:", "References:")
 
 

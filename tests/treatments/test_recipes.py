@@ -1,5 +1,7 @@
 """The recipes: their lines must run in a script, and do what the card says."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from holdfast.core.errors import InputError
 from holdfast.treatments.clip import Clip
 from holdfast.treatments.scale_input import ScaleInput
 from holdfast.treatments.warm_up import WarmUp
+from holdfast.treatments.z_loss import ZLoss
 
 
 def script(source, **names):
@@ -73,6 +76,32 @@ def test_scale_input_gives_each_feature_unit_scale(shape, axes):
     torch.testing.assert_close(scaled.mean(axes), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std(axes), torch.ones(3), atol=1e-4, rtol=0)
     assert "over 50 samples" in plan.diff
+
+
+def test_z_loss_is_the_cross_entropy_and_a_penalty_on_the_normaliser():
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(3, 5), torch.randn(4, 3), torch.tensor([0, 4, 2, 2])
+    loss = script(ZLoss(weight=0.01).plan(model, None).source, nn=nn, model=model, inputs=inputs, targets=targets)
+    by_hand = 0.0
+    for logits, target in zip(model(inputs).tolist(), targets.tolist(), strict=True):
+        log_z = math.log(sum(map(math.exp, logits)))
+        by_hand += (log_z - logits[target] + 0.01 * log_z**2) / 4
+    assert loss["loss"].item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_z_loss_feels_a_constant_added_to_all_logits_and_draws_it_out():
+    model, inputs, targets = nn.Linear(3, 5), torch.zeros(4, 3), torch.tensor([0, 4, 2, 2])
+    nn.init.constant_(model.bias, 7.0)
+    source = ZLoss(weight=0.5).plan(model, None).source
+    script(source, nn=nn, model=model, inputs=inputs, targets=targets)["loss"].backward()
+    # cross-entropy has no gradient along it; d/dc ½ (c + log 5)² = c + log 5
+    assert model.bias.grad.sum().item() == pytest.approx(7 + math.log(5), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1e-4, float("nan"), float("inf")])
+def test_z_loss_refuses_a_weight_that_is_not_positive(weight):
+    with pytest.raises(InputError, match="a positive weight"):
+        ZLoss(weight=weight).plan(nn.Linear(1, 1), None)
 
 
 def test_scale_input_without_figures():

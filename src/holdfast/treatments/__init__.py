@@ -11,6 +11,7 @@ from holdfast.treatments.scale_input import ScaleInput as ScaleInput
 from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
 from holdfast.treatments.split_decay import SplitDecay as SplitDecay
 from holdfast.treatments.warm_up import WarmUp as WarmUp
+from holdfast.treatments.z_loss import ZLoss as ZLoss
 
 TREATMENTS: dict[str, type[Treatment]] = {
     treatment.name: treatment
@@ -28,6 +29,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         Clip,
         ScaleInput,
         WarmUp,
+        ZLoss,
     )
 }
 """Every treatment by the name that findings use; each takes `batch=` and further options of its own."""
