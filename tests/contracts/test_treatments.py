@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import HoldfastError, SurgeryError
 from holdfast.core.treatment import Treatment
 from holdfast.treatments import TREATMENTS
 
@@ -67,12 +67,22 @@ def normalised():
 TAILORED = {
     "drop-bias": {"model": (normalised, (16, 6))},
     "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
+    "re-estimate": {"model": MODELS["convolutional"]},
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(
             [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01
         )
     },
 }
+
+
+# Those that measure on a batch and work out nothing without one.
+NEED_A_BATCH = ("re-estimate",)
+
+
+def made(name, patient, with_batch=False):
+    """A treatment with its own settings, and with the batch where it is wanted or needed."""
+    return TREATMENTS[name](batch=patient.batch if with_batch or name in NEED_A_BATCH else None)
 
 
 class Patient:
@@ -182,10 +192,10 @@ def test_every_treatment_that_a_rule_names_exists():
 @pytest.mark.parametrize("with_batch", [False, True])
 def test_a_plan_changes_nothing(name, patient, with_batch):
     before, identity, calls = patient.state(), patient.identity(), len(patient.seen)
-    plan = TREATMENTS[name](batch=patient.batch if with_batch else None).plan(patient.model, patient.optimizer)
+    plan = made(name, patient, with_batch).plan(patient.model, patient.optimizer)
     assert patient.state() == before
     assert patient.identity() == identity
-    assert with_batch or len(patient.seen) == calls
+    assert with_batch or name in NEED_A_BATCH or len(patient.seen) == calls
     assert plan.treatment == name
     lines = plan.diff.splitlines()
     assert {line[:2] for line in lines} <= {"- ", "+ ", "  "}
@@ -197,7 +207,7 @@ def test_a_plan_changes_nothing(name, patient, with_batch):
 @pytest.mark.parametrize("with_batch", [False, True])
 def test_apply_then_undo_is_bit_for_bit(change, patient, with_batch):
     before, identity = patient.state(), patient.identity()
-    plan = TREATMENTS[change](batch=patient.batch if with_batch else None).plan(patient.model, patient.optimizer)
+    plan = made(change, patient, with_batch).plan(patient.model, patient.optimizer)
     receipt = plan.apply()
     assert receipt.treatment == change
     assert receipt.changes
@@ -205,7 +215,7 @@ def test_apply_then_undo_is_bit_for_bit(change, patient, with_batch):
     changed = patient.state()
     assert changed["random"] == before["random"]
     assert changed != before or patient.identity() != identity
-    if with_batch:
+    if with_batch or change in NEED_A_BATCH:
         assert receipt.error_eval >= 0.0
         assert receipt.error_train >= 0.0
     else:
@@ -216,6 +226,12 @@ def test_apply_then_undo_is_bit_for_bit(change, patient, with_batch):
     with pytest.raises(SurgeryError, match="undone already"):
         receipt.undo()
     assert patient.state() == before
+
+
+@pytest.mark.parametrize("needy", NEED_A_BATCH)
+def test_one_that_needs_a_batch_says_so(needy, patient):
+    with pytest.raises(HoldfastError, match="batch="):
+        TREATMENTS[needy]().plan(patient.model, patient.optimizer)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -245,7 +261,7 @@ def test_a_training_step_runs_after_apply_and_after_undo(change, patient):
 
 
 def test_a_plan_in_force_is_refused_and_may_be_applied_again_after_undo(change, patient):
-    plan = TREATMENTS[change]().plan(patient.model, patient.optimizer)
+    plan = made(change, patient).plan(patient.model, patient.optimizer)
     receipt = plan.apply()
     after = patient.state()
     with pytest.raises(SurgeryError, match="that was applied already"):
@@ -258,8 +274,9 @@ def test_a_plan_in_force_is_refused_and_may_be_applied_again_after_undo(change, 
 
 def test_the_lines_to_paste_do_the_same(change, patient):
     pasted_model, pasted_optimizer = copy.deepcopy((patient.model, patient.optimizer))
-    plan = TREATMENTS[change]().plan(patient.model, patient.optimizer)
-    names = {"model": pasted_model, "optimizer": pasted_optimizer, "nn": nn, "torch": torch, "OrderedDict": OrderedDict}
+    plan = made(change, patient).plan(patient.model, patient.optimizer)
+    names = {"model": pasted_model, "optimizer": pasted_optimizer, "batch": patient.batch}
+    names |= {"nn": nn, "torch": torch, "OrderedDict": OrderedDict}
     exec(plan.source, names)
     plan.apply()
     assert repr(pasted_model) == repr(patient.model)
@@ -272,5 +289,5 @@ def test_an_optimiser_of_another_model_is_refused(change, patient):
     stranger = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     before = patient.state()
     with pytest.raises(SurgeryError, match="holds none of its parameters"):
-        TREATMENTS[change]().plan(patient.model, stranger).apply()
+        made(change, patient).plan(patient.model, stranger).apply()
     assert patient.state() == before

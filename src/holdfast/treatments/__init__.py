@@ -5,6 +5,7 @@ from holdfast.treatments.clip import Clip as Clip
 from holdfast.treatments.decouple_decay import DecoupleDecay as DecoupleDecay
 from holdfast.treatments.drop_bias import DropBias as DropBias
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
+from holdfast.treatments.re_estimate import ReEstimate as ReEstimate
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
 from holdfast.treatments.scale_input import ScaleInput as ScaleInput
@@ -19,6 +20,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         # the model's layers
         DropBias,
         InsertNorm,
+        ReEstimate,
         Reinitialise,
         ReplaceActivation,
         # the optimiser

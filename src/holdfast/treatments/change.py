@@ -25,15 +25,23 @@ class Change:
         lines: `"before → after"`, one for each thing.
         undo: puts everything back, bit for bit.
         renamed: keys of the `state_dict` that have another name now, old → new.
+        removed: keys of the `state_dict` that are gone.
     """
 
     lines: tuple[str, ...]
     undo: Callable[[], None]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
 
 def planned(
-    treatment: str, model: nn.Module, make: Callable[[], Change], *, diff: str, source: str, batch: Batch | None
+    treatment: str,
+    model: nn.Module,
+    make: Callable[[], Change],
+    *,
+    diff: str,
+    source: str,
+    batch: Batch | Callable[[], Batch] | None,
 ) -> Plan:
     """A plan whose receipt states what the change did to the computed function.
 
@@ -46,7 +54,7 @@ def planned(
         make: makes the change, all or nothing.
         diff: see `Plan`.
         source: see `Plan`.
-        batch: on which the error is measured, or `None`.
+        batch: on which the error is measured, or a function that gives it when the plan is applied, or `None`.
 
     Returns:
         The plan.
@@ -59,10 +67,11 @@ def planned(
             raise SurgeryError(
                 f"a {treatment} that is not in force", "a plan that was applied already", "receipt.undo() comes first"
             )
-        before = None if batch is None else outputs(model, batch)
+        given = batch() if callable(batch) else batch
+        before = None if given is None else outputs(model, given)
         change = make()
         try:
-            after = None if batch is None else outputs(model, batch)
+            after = None if given is None else outputs(model, given)
         except BaseException as error:  # Ctrl-C among them
             change.undo()
             if not isinstance(error, Exception):
@@ -80,7 +89,7 @@ def planned(
             change.undo()
             in_force = False
 
-        return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed)
+        return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed, change.removed)
 
     return Plan(treatment, diff, source, apply, model)
 
