@@ -25,6 +25,12 @@ from holdfast.live.leaves import zero_up_to as zero_up_to
 from holdfast.live.locate import Culprit as Culprit
 from holdfast.live.locate import first_nonfinite as first_nonfinite
 
+# where streams meet
+from holdfast.live.merges import Merge as Merge
+from holdfast.live.merges import Merges as Merges
+from holdfast.live.merges import Operand as Operand
+from holdfast.live.merges import Value as Value
+
 # a forward pass once more, and followed operation by operation
 from holdfast.live.operations import operation_name as operation_name
 from holdfast.live.passage import Passage as Passage
