@@ -15,7 +15,7 @@ from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
-from holdfast.core.structure import ModuleNode, ParameterNode, Structure
+from holdfast.core.structure import Group, ModuleNode, ParameterNode, Structure
 from holdfast.diagnosis import RULES
 from holdfast.diagnosis.diagnose import diagnose
 from holdfast.diagnosis.rule import TREATMENTS, Rule
@@ -197,4 +197,6 @@ def _structure(names: list[str]) -> Structure:
         ModuleNode(name, "Linear", ("Linear",), True, (ParameterNode(f"{name}.weight", (8, 8), "float32", True),))
         for name in names
     )
-    return Structure("net", "Net", nodes, tuple(names), tuple(zip(("", *names), names, strict=False)))
+    group = Group({"lr": 0.1, "weight_decay": 0.0}, tuple(f"{name}.weight" for name in names))
+    edges = tuple(zip(("", *names), names, strict=False))
+    return Structure("net", "Net", nodes, tuple(names), edges, optimiser="SGD", groups=(group,))

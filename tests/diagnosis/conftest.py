@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from torch import nn
+from torch.optim import Optimizer
 
 from holdfast.core.event import Event
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Phase, Port, Site
-from holdfast.core.structure import ModuleNode, ParameterNode, Structure
+from holdfast.core.structure import Group, ModuleNode, ParameterNode, Structure
+from holdfast.live.replay import record_call
+from holdfast.live.structure import extract
 from holdfast.stats.channels import ChannelMoments
 from holdfast.store.memory import MemoryRun
 
@@ -118,7 +122,20 @@ class Script:
             for path in modules
         ]
         edges = [] if source is None else list(zip((source, *modules), modules, strict=False))
-        self.run.describe(Structure("net", "Net", tuple(nodes), modules, tuple(edges), not_seen=not_seen))
+        names = tuple(parameter.name for node in nodes for parameter in node.parameters)
+        group = Group({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}, names)
+        self.run.describe(
+            Structure(
+                "net",
+                "Net",
+                tuple(nodes),
+                modules,
+                tuple(edges),
+                optimiser="SGD",
+                groups=(group,),
+                not_seen=not_seen,
+            )
+        )
         return self
 
     @property
@@ -140,3 +157,15 @@ class Script:
 def script() -> Callable[[], Script]:
     """Begin a run."""
     return Script
+
+
+@pytest.fixture
+def described() -> Callable[..., MemoryRun]:
+    """A run of which nothing is known but a real model's structure."""
+
+    def describe(model: nn.Module, *inputs: object, optimizer: Optimizer | None = None) -> MemoryRun:
+        run = MemoryRun("described")
+        run.describe(extract(model, optimizer, call=record_call(inputs, {}) if inputs else None))
+        return run
+
+    return describe

@@ -24,3 +24,5 @@ class Unit(StrEnum):
     """The unit of the user's loss."""
     COUNT = "count"
     STEPS = "steps"
+    SETTING = "setting"
+    """A number as the user set it, without a unit."""

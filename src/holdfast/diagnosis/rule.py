@@ -8,10 +8,13 @@ from holdfast.core.finding import Finding, Inconclusive
 from holdfast.core.protocols import History
 
 TREATMENTS = (
+    "decouple-decay",
+    "drop-bias",
     "insert-norm",
     "reinitialise",
     "replace-activation",
     "scale-rate",
+    "split-decay",
     "scale-input",
     "warm-up",
     "clip",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.diagnosis.collapsed_signal import CollapsedSignal
+from holdfast.diagnosis.coupled_decay import CoupledDecay
 from holdfast.diagnosis.dead_units import DeadUnits
 from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
@@ -27,5 +28,6 @@ RULES: tuple[Rule, ...] = (
     UpdateRatio(),
     UnscaledInput(),
     PoorInit(),
+    CoupledDecay(),
 )
 """Each rule with its usual thresholds. A new one needs its import and its place here, and nothing elsewhere."""
