@@ -67,12 +67,14 @@ def normalised():
 TAILORED = {
     "drop-bias": {"model": (normalised, (16, 6))},
     "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
+    "freeze-batchnorm": {"model": MODELS["convolutional"]},
     "re-estimate": {"model": MODELS["convolutional"]},
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(
             [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01
         )
     },
+    "swap-norm": {"model": (normalised, (16, 6))},
 }
 
 

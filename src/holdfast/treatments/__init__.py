@@ -4,6 +4,7 @@ from holdfast.core.treatment import Treatment
 from holdfast.treatments.clip import Clip as Clip
 from holdfast.treatments.decouple_decay import DecoupleDecay as DecoupleDecay
 from holdfast.treatments.drop_bias import DropBias as DropBias
+from holdfast.treatments.freeze_batchnorm import FreezeBatchNorm as FreezeBatchNorm
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
 from holdfast.treatments.re_estimate import ReEstimate as ReEstimate
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
@@ -11,6 +12,7 @@ from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceA
 from holdfast.treatments.scale_input import ScaleInput as ScaleInput
 from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
 from holdfast.treatments.split_decay import SplitDecay as SplitDecay
+from holdfast.treatments.swap_norm import SwapNorm as SwapNorm
 from holdfast.treatments.warm_up import WarmUp as WarmUp
 from holdfast.treatments.z_loss import ZLoss as ZLoss
 
@@ -19,10 +21,12 @@ TREATMENTS: dict[str, type[Treatment]] = {
     for treatment in (
         # the model's layers
         DropBias,
+        FreezeBatchNorm,
         InsertNorm,
         ReEstimate,
         Reinitialise,
         ReplaceActivation,
+        SwapNorm,
         # the optimiser
         DecoupleDecay,
         ScaleRate,
