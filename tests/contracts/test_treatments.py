@@ -69,6 +69,7 @@ TAILORED = {
     "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
     "freeze-batchnorm": {"model": MODELS["convolutional"]},
     "re-estimate": {"model": MODELS["convolutional"]},
+    "scale-residual": {"model": MODELS["convolutional"]},
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(
             [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01
@@ -79,7 +80,7 @@ TAILORED = {
 
 
 # Those that measure on a batch and work out nothing without one.
-NEED_A_BATCH = ("re-estimate",)
+NEED_A_BATCH = ("re-estimate", "scale-residual")
 
 
 def made(name, patient, with_batch=False):

@@ -11,6 +11,7 @@ from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
 from holdfast.treatments.scale_input import ScaleInput as ScaleInput
 from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
+from holdfast.treatments.scale_residual import ScaleResidual as ScaleResidual
 from holdfast.treatments.split_decay import SplitDecay as SplitDecay
 from holdfast.treatments.swap_norm import SwapNorm as SwapNorm
 from holdfast.treatments.warm_up import WarmUp as WarmUp
@@ -26,6 +27,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         ReEstimate,
         Reinitialise,
         ReplaceActivation,
+        ScaleResidual,
         SwapNorm,
         # the optimiser
         DecoupleDecay,
