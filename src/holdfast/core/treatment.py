@@ -25,6 +25,7 @@ class Receipt:
             was given.
         error_train: the same in train mode.
         renamed: keys of the `state_dict` under which the same tensor has another name now, old → new.
+        removed: keys of the `state_dict` that are gone.
     """
 
     treatment: str
@@ -33,6 +34,7 @@ class Receipt:
     error_eval: float | None = None
     error_train: float | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
     undone: bool = field(default=False, init=False)
 
     def undo(self) -> None:

@@ -122,8 +122,8 @@ class GhostBatchNorm(_BatchNorm):
         means, variances, normed = [], [], []
         for chunk in chunks:
             # With momentum 1 torch leaves the chunk's mean and unbiased variance in the buffers, without another pass.
-            means.append(torch.zeros_like(self.running_mean))
-            variances.append(torch.zeros_like(self.running_mean))
+            means.append(torch.zeros_like(self.running_mean, dtype=wide.dtype))
+            variances.append(torch.zeros_like(self.running_mean, dtype=wide.dtype))
             normed.append(self._norm(chunk, means[-1], variances[-1], True, momentum=1.0))
         self._track(torch.stack(means), torch.stack(variances), [len(chunk) for chunk in chunks], x[0, 0].numel())
         return torch.cat(normed).to(x.dtype)
@@ -152,9 +152,9 @@ class GhostBatchNorm(_BatchNorm):
     def _norm(
         self, x: Tensor, mean: Tensor | None, variance: Tensor | None, from_batch: bool, momentum: float = 0.0
     ) -> Tensor:
-        weight, bias = (None if each is None else each.to(x.dtype) for each in (self.weight, self.bias))
-        if x.dtype == torch.float64 and mean is not None and variance is not None and not from_batch:
-            mean, variance = mean.double(), variance.double()
+        mean, variance, weight, bias = (
+            None if each is None else each.to(x.dtype) for each in (mean, variance, self.weight, self.bias)
+        )
         return F.batch_norm(x, mean, variance, weight, bias, from_batch, momentum, self.eps)
 
     def _track(self, means: Tensor, variances: Tensor, sizes: list[int], positions: int) -> None:
@@ -169,8 +169,8 @@ class GhostBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         with torch.no_grad():
-            self.running_mean.lerp_(mean, momentum or 0.0)
-            self.running_var.lerp_(variance, momentum or 0.0)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum or 0.0)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), momentum or 0.0)
         # A tensor of a graph under compilation must not outlive it.
         if not torch.compiler.is_compiling():
             self._telemetry = {"mean": means, "variance": variances}
