@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     # the loop
     from holdfast.api import LiveRun as LiveRun
     from holdfast.api import Run as Run
+    from holdfast.api import convert as convert
     from holdfast.api import cure as cure
     from holdfast.api import diagnose as diagnose
     from holdfast.api import explain as explain
@@ -22,6 +23,7 @@ __all__ = [
     "HoldfastError",
     "LiveRun",
     "Run",
+    "convert",
     "cure",
     "diagnose",
     "explain",

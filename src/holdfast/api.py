@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.clinic.convert import convert as convert
 from holdfast.clinic.cure import cure as cure
 from holdfast.clinic.preflight import preflight as preflight
 from holdfast.clinic.prescribe import Prescription

@@ -2,6 +2,8 @@
 
 # before training
 # all of it in one call
+# one change in one line
+from holdfast.clinic.convert import convert as convert
 from holdfast.clinic.cure import Cure as Cure
 from holdfast.clinic.cure import cure as cure
 from holdfast.clinic.preflight import preflight as preflight
