@@ -67,6 +67,7 @@ def normalised():
 TAILORED = {
     "drop-bias": {"model": (normalised, (16, 6))},
     "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
+    "fold": {"model": MODELS["convolutional"]},
     "freeze-batchnorm": {"model": MODELS["convolutional"]},
     "re-estimate": {"model": MODELS["convolutional"]},
     "scale-residual": {"model": MODELS["convolutional"]},
@@ -80,7 +81,7 @@ TAILORED = {
 
 
 # Those that measure on a batch and work out nothing without one.
-NEED_A_BATCH = ("re-estimate", "scale-residual")
+NEED_A_BATCH = ("fold", "re-estimate", "scale-residual")
 
 
 def made(name, patient, with_batch=False):

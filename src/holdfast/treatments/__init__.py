@@ -4,6 +4,7 @@ from holdfast.core.treatment import Treatment
 from holdfast.treatments.clip import Clip as Clip
 from holdfast.treatments.decouple_decay import DecoupleDecay as DecoupleDecay
 from holdfast.treatments.drop_bias import DropBias as DropBias
+from holdfast.treatments.fold import Fold as Fold
 from holdfast.treatments.freeze_batchnorm import FreezeBatchNorm as FreezeBatchNorm
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
 from holdfast.treatments.re_estimate import ReEstimate as ReEstimate
@@ -22,6 +23,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
     for treatment in (
         # the model's layers
         DropBias,
+        Fold,
         FreezeBatchNorm,
         InsertNorm,
         ReEstimate,

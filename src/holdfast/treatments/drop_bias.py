@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from holdfast.core.errors import SurgeryError
 from holdfast.core.site import Site
-from holdfast.core.structure import Structure
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import Groups, check_optimizer
-from holdfast.live.structure import extract
 from holdfast.live.surgery import check_model
-from holdfast.treatments.change import Batch, Change, call_of, difference, outputs, planned, rerun
-from holdfast.treatments.places import WEIGHTED, Leaf, expression, leaves, named, paths_of
+from holdfast.treatments.change import Batch, Change, difference, outputs, planned
+from holdfast.treatments.follow import Followed
+from holdfast.treatments.places import WEIGHTED, expression, leaves, named, paths_of
 
 _TOLERANCE = 1e-3
 """Of the largest output: far above rounding in float32 and in TF32, far below what a bias that counts would change."""
@@ -83,17 +82,17 @@ class DropBias:
         check_model(model)
         if optimizer is not None:
             check_optimizer(model, optimizer)
-        order = leaves(model, self.batch)
-        modules = named(model, sites) or [(leaf.path, leaf.module) for leaf in order]
-        follow = _Static(model) if self.batch is None else _Followed(model, self.batch, order)
+        modules = named(model, sites) or [(leaf.path, leaf.module) for leaf in leaves(model, self.batch)]
+        words = "BatchNorm or InstanceNorm"
+        follow = _Static(model) if self.batch is None else Followed(model, self.batch, WEIGHTED, (_NormBase,), words)
         pairs: dict[str, tuple[nn.Module, _NormBase, str]] = {}
         diff, source = [], []
         for path, module in modules:
             if type(module) not in WEIGHTED or module._parameters.get("bias") is None:
                 continue
-            norm = follow.norm_behind(path, module) if len(paths_of(model, module)) == 1 else "it is shared"
-            reason = norm if isinstance(norm, str) else _reason(model, module, norm)
-            if reason or isinstance(norm, str):
+            norm = follow.behind(path, module) if len(paths_of(model, module)) == 1 else "it is shared"
+            reason = _reason(model, module, norm) if isinstance(norm, _NormBase) else norm
+            if reason or not isinstance(norm, _NormBase):
                 diff.append(f"  {path}: left as it is: {reason}")
                 continue
             where = paths_of(model, norm)[0]
@@ -135,69 +134,12 @@ class _Static:
                 self._behind |= {id(a): b for a, b in itertools.pairwise(children)}
         self._model = model
 
-    def norm_behind(self, path: str, module: nn.Module) -> _NormBase | str:
+    def behind(self, path: str, module: nn.Module) -> nn.Module | str:
         """The normaliser that alone takes a layer's output, or why there is none."""
         norm = self._behind.get(id(module))
         if not isinstance(norm, _NormBase):
             return "no BatchNorm or InstanceNorm stands behind it in an nn.Sequential"
         return norm if len(paths_of(self._model, norm)) == 1 else "the normaliser behind it is shared"
-
-
-class _Followed:
-    """The data's flow on a batch."""
-
-    def __init__(self, model: nn.Module, batch: Batch, order: Sequence[Leaf]) -> None:
-        self._model = model
-        self._structure: Structure = extract(model, call=call_of(batch))
-        self._calls = {id(leaf.module): leaf.calls for leaf in order}
-        self._shapes = {id(leaf.module): leaf.shape for leaf in order}
-        self._direct = self._handed_on(model, batch, order)
-
-    def norm_behind(self, path: str, module: nn.Module) -> _NormBase | str:
-        """The normaliser that alone takes a layer's output, or why there is none."""
-        if id(module) not in self._calls:
-            return "it did not run on the batch"
-        targets = [target for source, target in self._structure.edges if source == path]
-        norm = self._model.get_submodule(targets[0]) if len(targets) == 1 else None
-        if not isinstance(norm, _NormBase):
-            return "its output does not go into one BatchNorm or InstanceNorm alone"
-        if any(call.producer == path for call in self._structure.functional):
-            return "a function takes its output too"
-        if (id(module), id(norm)) not in self._direct:
-            return f"something stands between it and {targets[0]}"
-        if self._calls[id(module)] > 1 or self._calls.get(id(norm), 0) > 1:
-            return "it or the normaliser behind it runs several times"
-        if isinstance(module, nn.Linear) and len(self._shapes[id(norm)] or ()) != 2:
-            return f"{targets[0]} does not take its output as samples × features"
-        return norm
-
-    @staticmethod
-    def _handed_on(model: nn.Module, batch: Batch, order: Sequence[Leaf]) -> set[tuple[int, int]]:
-        """Layer and normaliser where the very tensor that the one gave came to the other."""
-        given: dict[int, tuple[Tensor, nn.Module]] = {}  # the tensors are kept, so that no identity is used twice
-        found: set[tuple[int, int]] = set()
-
-        def left(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                given[id(output)] = (output, module)
-
-        def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for each in (*args, *kwargs.values()):
-                if id(each) in given:
-                    found.add((id(given[id(each)][1]), id(module)))
-
-        handles = []
-        for leaf in order:
-            if type(leaf.module) in WEIGHTED:
-                handles.append(leaf.module.register_forward_hook(left))
-            elif isinstance(leaf.module, _NormBase):
-                handles.append(leaf.module.register_forward_pre_hook(entered, with_kwargs=True))
-        try:
-            rerun(model, call_of(batch))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
 
 
 def _reason(model: nn.Module, module: nn.Module, norm: _NormBase) -> str:
