@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.clinic.convert import convert as convert
+from holdfast.clinic.cure import Cure
 from holdfast.clinic.cure import cure as cure
 from holdfast.clinic.preflight import preflight as preflight
 from holdfast.clinic.prescribe import Prescription
 from holdfast.clinic.prescribe import prescribe as prescribe_for
+from holdfast.clinic.proof import Proof
 from holdfast.clinic.prove import prove as prove
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
@@ -74,11 +76,12 @@ class Run:
         """Findings, ranked, with a verdict; see `diagnose`."""
         return diagnose(self)
 
-    def report(self, path: StrPath = "report.html") -> Path:
+    def report(self, path: StrPath = "report.html", *, evidence: Cure | Proof | None = None) -> Path:
         """Write one self-contained HTML page.
 
         Args:
             path: of the file.
+            evidence: what was tried against the findings, from `prove` or `cure`; it gets a section of its own.
 
         Returns:
             The file's path.
@@ -88,7 +91,7 @@ class Run:
         """
         from holdfast.report.write import write  # plotly loads only for who asks for a figure
 
-        return write(self.history, self.diagnose(), Path(fspath(path)))
+        return write(self.history, self.diagnose(), Path(fspath(path)), evidence=evidence)
 
     def frame(self) -> pd.DataFrame:
         """All readings as a tidy table, one row a reading.

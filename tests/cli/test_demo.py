@@ -42,6 +42,18 @@ def test_it_ends_well_with_everything_a_person_needs(demo_folder: Path) -> None:
         "critical",
         "Verdict  ",
         "Not seen",
+        "Prescription",
+        "chosen: insert-norm, for ",
+        "Change  insert-norm",
+        "    - ",
+        "    + ",
+        "Proof  ",
+        "treated − untreated: ",
+        "n = 2 seeds",
+        "untreated ",
+        "learning rate ÷ 3 ",
+        "Means over 2 trainings an arm of 55 steps",
+        "Receipt  ",
         f"Report  {demo_folder / 'demo-report.html'}",
         "Run     runs/demo-suffering",
         "holdfast explain ",
@@ -66,17 +78,37 @@ def test_results_go_to_stdout_and_the_rest_to_stderr_without_colour(demo_folder:
     assert "110/110" in err
     assert "110/110" not in out
     assert "Findings" not in err
+    assert re.search(r"proof \d .* (\d+)/\1 ", err)
+    assert "Prescription" not in err
     assert "\x1b" not in out + err
 
 
 def test_json_is_one_object_with_the_diagnosis_that_diagnose_gives(process: Process, tmp_path: Path) -> None:
-    words = ["--variant", "dead", "--steps", 30, "--seed", 3, "--out", "run", "--report", "page.html"]
+    words = [
+        "--variant",
+        "dead",
+        "--steps",
+        30,
+        "--seed",
+        3,
+        "--proof-seeds",
+        1,
+        "--out",
+        "run",
+        "--report",
+        "page.html",
+    ]
     done = process("demo", *words, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["demo"]["variant"], told["demo"]["seed"], told["demo"]["steps"]) == ("dead", 3, 30)
     assert told["demo"]["report"] == str(tmp_path / "page.html")
     assert [row["layer"] for row in told["layers"]][:2] == ["linear1", "sigmoid1"]
+    assert told["cure"]["prescription"]["choices"][0]["decision"] == "chosen"
+    assert told["cure"]["prescription"]["diff"].startswith("- ")
+    first = told["cure"]["proofs"][0]
+    assert (first["primary"], first["seeds"], first["steps"], len(first["arms"])) == ("accuracy", 1, 15, 4)
+    assert told["cure"]["receipt"] is None  # a single seed has no interval
     again = process("diagnose", "run", "--json")
     assert json.loads(again.stdout) == told["diagnosis"]
 
@@ -107,6 +139,29 @@ def test_ctrl_c_keeps_the_run(
     with Run(tmp_path / "runs" / "demo-suffering") as run:
         assert run.steps >= int(told[1]) >= seen
         assert run.durable_step >= int(told[1])
+    assert process("diagnose", "runs/demo-suffering").returncode in (0, 1)
+
+
+def test_ctrl_c_during_the_proof_keeps_the_run(
+    tmp_path: Path, command: list[str], environment: Callable[..., dict[str, str]], process: Process
+) -> None:
+    words = [*command, "demo", "--steps", "40", "--proof-seeds", "100000"]
+    with (tmp_path / "err").open("w+") as err:
+        child = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=err, text=True)
+        try:
+            steps_of(tmp_path / "runs" / "demo-suffering", at_least=40)
+            time.sleep(3)  # the proof would take hours
+            child.send_signal(signal.SIGINT)
+            out, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+        err.seek(0)
+        told = err.read()
+    assert (child.returncode, out) == (130, "")
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == (
+        "holdfast: interrupted during the proof; the run is kept; type: holdfast diagnose runs/demo-suffering"
+    )
     assert process("diagnose", "runs/demo-suffering").returncode in (0, 1)
 
 
@@ -149,9 +204,11 @@ def test_reviews_train_the_relu_network(run: Callable[..., Result], tmp_path: Pa
     for name, word in (("pos", "good"), ("neg", "bad")):
         lines = [f"{word} film number {number % 40} of the year" for number in range(260)]
         (tmp_path / f"rt-polarity.{name}").write_text("\n".join(lines))
-    result = run("demo", "--data", "reviews", tmp_path, "--steps", 20, "--variant", "healthy")
+    words = ["--steps", 20, "--variant", "healthy", "--proof-seeds", 0]
+    result = run("demo", "--data", "reviews", tmp_path, *words)
     assert result.exit_code == 0, result.output
     assert "10 ReLU layers" in result.stdout
+    assert "Prescription" not in result.stdout  # not asked for
     assert "film reviews, one sentence each, as bags of 47 words" in result.stdout
 
 

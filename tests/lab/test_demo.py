@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from holdfast.api import Run
 from holdfast.core.errors import InputError
 from holdfast.diagnosis.diagnose import diagnose
 from holdfast.lab import demo as module
-from holdfast.lab.demo import read_data, run_demo
+from holdfast.lab.demo import read_data, run_demo, treat_demo
 from holdfast.lab.digits import read_digits
 from holdfast.lab.networks import Variant
 
@@ -82,6 +83,42 @@ def test_an_interruption_leaves_a_whole_run(tmp_path: Path) -> None:
         with sqlite3.connect(path) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()
+
+
+def test_the_demo_treats_what_it_found_with_trainings_half_as_long(tmp_path: Path) -> None:
+    digits = read_digits()
+    outcome = run_demo(digits, tmp_path / "run", steps=40, every=10)
+    with Run(tmp_path / "run") as run:
+        diagnosis = run.diagnose()
+    cure = treat_demo(digits, outcome, diagnosis, seeds=2)
+    assert cure.diagnosis is diagnosis
+    first = cure.proofs[0]
+    assert (first.treatment, first.primary, first.seeds, first.steps) == ("insert-norm", "accuracy", 2, 20)
+    assert len(first.arms) == 4
+    assert next(outcome.model.parameters()).grad is not None  # as the run left it
+
+
+def test_a_healthy_network_is_not_touched(tmp_path: Path) -> None:
+    digits = read_digits()
+    outcome = run_demo(digits, tmp_path / "run", variant="healthy", steps=60, every=10)
+    before = deepcopy(outcome.model.state_dict())
+    with Run(tmp_path / "run") as run:
+        cure = treat_demo(digits, outcome, run.diagnose(), seeds=2)
+    assert (cure.proofs, cure.receipt, cure.prescription.plans) == ((), None, ())
+    assert all(torch.equal(value, before[name]) for name, value in outcome.model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["suffering", "dead"])
+def test_what_suffers_is_cured_with_proof(tmp_path: Path, variant: Variant) -> None:
+    digits = read_digits()
+    outcome = run_demo(digits, tmp_path / "run", variant=variant)
+    with Run(tmp_path / "run") as run:
+        cure = treat_demo(digits, outcome, run.diagnose())
+    assert cure.receipt is not None
+    assert cure.proofs[-1].verdict == "helps"
+    assert cure.proofs[-1].comparisons[0].interval[0] > 0.02
+    assert all(each.verdict != "helps" for each in cure.proofs[:-1])
 
 
 @pytest.mark.slow

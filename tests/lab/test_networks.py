@@ -42,9 +42,10 @@ def test_the_signal_of_the_dead_network_dies_and_that_of_the_others_does_not() -
     assert spread["healthy"] > 0.3
 
 
-def test_the_healthy_network_has_normalisation_and_no_sigmoid() -> None:
-    names = [name for name, _ in build("healthy", features=64, classes=10).named_children()]
-    assert names[:4] == ["linear1", "norm1", "relu1", "linear2"]
+def test_the_healthy_network_has_normalisation_no_sigmoid_and_no_bias_in_front() -> None:
+    network = build("healthy", features=64, classes=10)
+    assert [name for name, _ in network.named_children()][:4] == ["linear1", "norm1", "relu1", "linear2"]
+    assert [linear.bias is None for linear in linears(network)] == [True] * DEPTH + [False]
 
 
 def test_the_seed_decides_and_the_global_generator_stays() -> None:

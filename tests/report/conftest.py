@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from holdfast.clinic.arms import Trial
+from holdfast.clinic.cure import Cure
+from holdfast.clinic.prescribe import Choice, Prescription
+from holdfast.clinic.proof import TREATED, UNTREATED, Arm, Proof, Shift, compare
 from holdfast.core.finding import Diagnosis, Finding, Inconclusive
 from holdfast.core.protocols import History
+from holdfast.core.treatment import Plan, Receipt
 from holdfast.store.memory import MemoryRun
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -128,6 +133,42 @@ def run_of() -> Callable[..., MemoryRun]:
 def nasty_run() -> MemoryRun:
     """A layer whose name is an attack on the page."""
     return _figure_runs.make_run([(NASTY, "Linear"), ("a" * 120, "Sigmoid"), ("$x^2$", "Linear")], steps=24)
+
+
+def _arm(name: str, level: float, accuracy: float) -> Arm:
+    trials = (
+        Trial(tuple(level / step for step in range(1, 31)), level, accuracy + wobble, 0.002) for wobble in (0.0, 0.01)
+    )
+    return Arm(name, tuple(trials))
+
+
+@pytest.fixture(scope="session")
+def proof() -> Proof:
+    """That a normaliser helps, over two seeds."""
+    arms = (_arm(UNTREATED, 2.0, 0.5), _arm(TREATED, 1.0, 0.9), _arm("learning rate × 3", 2.2, 0.45))
+    comparisons = tuple(
+        compare("accuracy", arms[1], other, higher_is_better=True, alpha=0.05) for other in (arms[0], arms[2])
+    )
+    shift = (Shift(UNTREATED, 0.25, 0.75, "<i>", 40, collapsed=3), Shift(TREATED, 0.0, 0.0625, "fc", 50))
+    sentence = "accuracy, treated − untreated: +0.4 <b>"
+    return Proof("insert-norm", "helps", sentence, "accuracy", comparisons, arms, 2, 30, shift)
+
+
+@pytest.fixture(scope="session")
+def cure_of() -> Callable[..., Cure]:
+    """Makes cures: `cure_of(diagnosis, proofs, kept=True)`."""
+
+    def make(diagnosis: Diagnosis, proofs: tuple[Proof, ...], *, kept: bool) -> Cure:
+        plan = Plan("insert-norm", "- fc: Linear\n+ fc: Sequential<br>", "model.fc = '<script>'")
+        choices = (
+            Choice("shifting-input", 1, "insert-norm", "chosen", "it answers <b>", plan),
+            Choice("shifting-input", 1, "warm-up", "recipe", "lines for your script"),
+        )
+        receipt = Receipt("insert-norm", ("fc: Linear → Sequential",), lambda: None, 1e-7, 0.5, {"fc.weight": "x"})
+        prescription = Prescription(plan, choices) if proofs else Prescription(Plan.nothing(), ())
+        return Cure(diagnosis, prescription, proofs, receipt if kept else None)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_the_severity_is_a_word_and_a_shape_and_not_only_a_colour(page):
 
 
 def test_the_json_of_every_figure_is_strict(page):
-    blocks = re.findall(r'<script type="application/json" id="figure-data-\d+">(.*?)</script>', page, re.S)
+    blocks = re.findall(r'<script type="application/json" id="figure-\d+-data">(.*?)</script>', page, re.S)
     assert len(blocks) == 5 + 3  # three ridgelines
 
     def refuse(word: str) -> None:
@@ -183,3 +183,44 @@ def test_a_path_that_cannot_be_written(tmp_path, name, got):
 def test_a_thousand_layers_still_make_a_page_that_can_be_sent(run_of, diagnose):
     deep = run_of([(f"encoder.blocks.{at}.output.dense", "Sigmoid") for at in range(1000)], steps=120, every=40)
     assert len(render(deep, diagnose(deep)).encode()) < 8e6
+
+
+def test_without_a_proof_there_is_no_section_for_one(page):
+    assert 'id="proof"' not in page
+    assert "Cure and proof" not in page
+
+
+def test_a_cure_is_told_with_its_change_its_proof_and_its_receipt(run, diagnose, proof, cure_of):
+    page = render(run, diagnose(run), cure_of(diagnose(run), (proof,), kept=True))
+    text = _Text(page).text
+    for words in (
+        "Kept: insert-norm",
+        "1 change, which receipt.undo() takes back bit for bit",
+        "1×10⁻⁷ in eval mode, 0.500 in train mode",
+        "1 keys of the state_dict",
+        "+ fc: Sequential<br>",  # as text: an element would not be among the words
+        "model.fc = '<script>'",
+        "chosen: insert-norm, for shifting-input (finding 1): it answers <b>",
+        "recipe: warm-up",
+        "insert-norm: helps Accuracy, treated − untreated: +0.4 <b>.",
+        "2 seeds an arm, 30 steps each",
+        "untreated 0.505 2.00 0 of 2 2.00 0.250 n = 40 readings 3 collapsed inputs left out 0.750 <i>",
+        "learning rate × 3 0.455 2.20 0 of 2 2.00 – –",
+        "Proof: insert-norm, helps Left: mean over the seeds",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(("tried", "says"), [(True, "Nothing was kept"), (False, "Nothing was tried")])
+def test_a_cure_that_keeps_nothing_says_so(run, diagnose, proof, cure_of, tried, says):
+    text = _Text(render(run, diagnose(run), cure_of(diagnose(run), (proof,) if tried else (), kept=False))).text
+    assert says in text
+    assert "The model is as it was." in text
+
+
+def test_a_proof_alone_is_enough(run, diagnose, proof, tmp_path):
+    page = write(run, diagnose(run), tmp_path / "page.html", evidence=proof).read_text(encoding="utf-8")
+    assert "insert-norm: helps" in _Text(page).text
+    assert "What was weighed" not in page
+    assert 'data-figure="proof-figure-1-data"' in page
+    assert 'id="proof-figure-1-data"' in page

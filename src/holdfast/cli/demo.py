@@ -1,4 +1,4 @@
-"""`holdfast demo`: train a network that suffers, watch it, say why, write the report."""
+"""`holdfast demo`: train a network that suffers, watch it, say why, treat it, prove that it helped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from holdfast.cli.console import note, notes, output, print_json
 
 if TYPE_CHECKING:
+    from holdfast.clinic.cure import Cure
     from holdfast.core.finding import Diagnosis
     from holdfast.lab.dataset import Dataset
     from holdfast.lab.demo import Outcome
@@ -33,6 +34,7 @@ def demo(
     data: Annotated[DataName, typer.Option(help="What to train on; all but digits need DIR.")] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the split and the order of the batches.")] = 0,
+    proof_seeds: Annotated[int, typer.Option(min=0, help="Trainings an arm of the proof; 0 for no treatment.")] = 5,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run; runs/demo-VARIANT by default.", show_default=False),
@@ -40,13 +42,14 @@ def demo(
     report: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("demo-report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a network that suffers, watch it, say why.
+    """Train a network that suffers, watch it, say why, treat it, prove that it helped.
 
-    Prints the layers and the findings and writes a report.
+    Prints the layers, the findings, the prescription and its proof, and writes a report.
     Variants: suffering (saturates and drifts), dead (its signal dies on the way), healthy (nothing is wrong).
     """
     note("loading PyTorch and the data …")
     from holdfast.api import Run
+    from holdfast.cli.show_cure import cure_as_dict, show_cure
     from holdfast.cli.show_diagnosis import show_diagnosis
     from holdfast.cli.show_layers import layers_as_dicts, show_layers
     from holdfast.lab.demo import read_data
@@ -55,21 +58,26 @@ def demo(
     samples = read_data(data, directory, seed=seed)
     folder = out if out is not None else free_folder(RUNS / "-".join(["demo", *([data] if directory else []), variant]))
     outcome = _train(samples, folder, variant=variant, steps=steps, seed=seed)
-    note("reading the run, writing the report …")
+    note("reading the run …")
     with Run(folder) as run:
         diagnosis = run.diagnose()
-        page = Path(run.report(report)).resolve()
+        cure = _treat(samples, outcome, diagnosis, seeds=proof_seeds) if proof_seeds else None
+        note("writing the report …")
+        page = Path(run.report(report, evidence=cure)).resolve()
         if as_json:
             told = _outcome_as_dict(outcome, samples, variant=variant, seed=seed, page=page)
-            print_json(
-                {"demo": told, "layers": layers_as_dicts(run.history, diagnosis), "diagnosis": diagnosis.as_dict()}
-            )
+            layers = layers_as_dicts(run.history, diagnosis)
+            cured = None if cure is None else cure_as_dict(cure)
+            print_json({"demo": told, "layers": layers, "diagnosis": diagnosis.as_dict(), "cure": cured})
             return
         console = output()
         _show_outcome(console, outcome, samples)
         show_layers(console, run.history, diagnosis)
         console.print()
         show_diagnosis(console, diagnosis)
+        if cure is not None:
+            console.print()
+            show_cure(console, cure)
         _show_next(console, diagnosis, folder=folder, page=page, variant=variant)
 
 
@@ -122,6 +130,36 @@ def _train(samples: Dataset, folder: Path, *, variant: Variant, steps: int, seed
     except KeyboardInterrupt:
         kept = f"the run is kept; type: holdfast diagnose {shlex.quote(str(folder))}" if done else "no step was done"
         note(f"holdfast: interrupted after {done} of {steps} steps; {kept}")
+        raise typer.Exit(130) from None
+
+
+def _treat(samples: Dataset, outcome: Outcome, diagnosis: Diagnosis, *, seeds: int) -> Cure:
+    """Prescribe, prove and apply with a progress bar; Ctrl-C leaves the run, which is on disk."""
+    from holdfast.lab.demo import treat_demo
+
+    bar = Progress(
+        TextColumn("proof {task.fields[number]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=notes(),
+    )
+    try:
+        with bar:
+            task = bar.add_task("proof", total=None, number="")
+            proofs = count(1)
+
+            def tick(done: int, total: int) -> None:
+                if done == 1:
+                    bar.update(task, number=next(proofs))
+                bar.update(task, completed=done, total=total)
+
+            return treat_demo(samples, outcome, diagnosis, seeds=seeds, on_step=tick)
+    except KeyboardInterrupt:
+        note(
+            f"holdfast: interrupted during the proof; the run is kept; "
+            f"type: holdfast diagnose {shlex.quote(str(outcome.run))}"
+        )
         raise typer.Exit(130) from None
 
 

@@ -14,7 +14,7 @@ from holdfast.clinic.prescribe import Prescription, prescribe
 from holdfast.clinic.proof import Proof
 from holdfast.clinic.prove import Ticker, prove
 from holdfast.core.finding import Diagnosis
-from holdfast.core.treatment import Receipt
+from holdfast.core.treatment import Plan, Receipt
 from holdfast.diagnosis.diagnose import diagnose
 from holdfast.live.optimiser import check_owner
 from holdfast.live.random_state import preserved_random_state
@@ -40,6 +40,11 @@ class Cure:
     prescription: Prescription
     proofs: tuple[Proof, ...]
     receipt: Receipt | None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is in force; where none is, the one that was chosen first."""
+        return self.prescription.plan if self.receipt is None else self.prescription.plans[len(self.proofs) - 1]
 
     def __str__(self) -> str:
         if self.receipt is not None:

@@ -1,18 +1,20 @@
-"""The demo's training: a real run, watched from its first step to its last."""
+"""The demo: a real run, watched from its first step to its last, then treated, with proof."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from holdfast.api import watch
+from holdfast.api import cure, watch
+from holdfast.clinic.cure import Cure
 from holdfast.core.errors import InputError
+from holdfast.core.finding import Diagnosis
 from holdfast.lab.dataset import Dataset
 from holdfast.lab.digits import read_digits
 from holdfast.lab.images import read_images
@@ -25,6 +27,9 @@ BATCH = 128
 STEPS = 400
 EVERY = 10
 """Steps between two observations: 40 of them in 400 steps, and every lag of the fixed probe falls on one."""
+
+SEEDS = 5
+"""Trainings an arm of a proof, each half as long as the run."""
 
 Ticker = Callable[[int, float], None]
 """Called after each step with its number and its loss."""
@@ -44,6 +49,8 @@ class Outcome:
         chance_loss: loss of a network that knows nothing: the logarithm of the number of classes.
         accuracy: fraction of the held-out samples that it names rightly.
         held_out: how many those are.
+        model: as training left it.
+        optimizer: that stepped it.
     """
 
     run: Path
@@ -55,6 +62,8 @@ class Outcome:
     chance_loss: float
     accuracy: float
     held_out: int
+    model: nn.Sequential = field(repr=False, compare=False)
+    optimizer: torch.optim.Optimizer = field(repr=False, compare=False)
 
 
 def read_data(name: DataName, folder: Path | None = None, *, seed: int = 0) -> Dataset:
@@ -136,12 +145,49 @@ def run_demo(
         first_loss=_mean(losses[:20]),
         last_loss=_mean(losses[-20:]),
         chance_loss=float(torch.tensor(float(data.classes)).log()),
-        accuracy=accuracy(model, data),
+        accuracy=held_out_accuracy(model, data),
         held_out=len(data.held_out),
+        model=model,
+        optimizer=optimizer,
     )
 
 
-def accuracy(model: nn.Module, data: Dataset) -> float:
+def treat_demo(
+    data: Dataset,
+    outcome: Outcome,
+    diagnosis: Diagnosis,
+    *,
+    seeds: int = SEEDS,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Cure:
+    """Treat the network that the run left, and keep only what is proved to help on the held-out samples.
+
+    Args:
+        data: of the run.
+        outcome: of the run.
+        diagnosis: of the run.
+        seeds: trainings an arm, each half as long as the run.
+        on_step: see `prove`.
+
+    Returns:
+        What was tried and kept.
+    """
+    with _one_thread():
+        return cure(
+            outcome.model,
+            outcome.optimizer,
+            lambda seed: _batches(data, seed),
+            nn.functional.cross_entropy,
+            eval_batches=[(data.held_out, data.held_out_labels)],
+            metric=accuracy,
+            steps=max(1, outcome.steps // 2),
+            seeds=seeds,
+            diagnosis=diagnosis,
+            on_step=on_step,
+        )
+
+
+def held_out_accuracy(model: nn.Module, data: Dataset) -> float:
     """Fraction of the held-out samples whose class the model names rightly, in eval mode.
 
     Args:
@@ -153,9 +199,27 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
     """
     model.eval()
     with torch.no_grad():
-        right = model(data.held_out).argmax(1) == data.held_out_labels
+        share = accuracy(model(data.held_out), data.held_out_labels)
     model.train()
-    return float(right.double().mean())
+    return float(share)
+
+
+def accuracy(output: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of the samples whose class is named rightly.
+
+    Args:
+        output: `(samples, classes)`.
+        labels: `(samples,)`.
+    """
+    return (output.argmax(1) == labels).double().mean()
+
+
+def _batches(data: Dataset, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, in the order of a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        rows = torch.randint(len(data.inputs), (BATCH,), generator=generator)
+        yield data.inputs[rows], data.labels[rows]
 
 
 def _train(
@@ -170,12 +234,10 @@ def _train(
     on_step: Ticker | None,
 ) -> list[float]:
     """Plain SGD under `watch`; the loss of every step."""
-    batches = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     with watch(model, optimizer, run=run, probe=data.probe, every=every):
-        for step in range(1, steps + 1):
-            rows = torch.randint(len(data.inputs), (BATCH,), generator=batches)
-            loss = nn.functional.cross_entropy(model(data.inputs[rows]), data.labels[rows])
+        for step, (inputs, labels) in zip(range(1, steps + 1), _batches(data, seed), strict=False):
+            loss = nn.functional.cross_entropy(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from holdfast.clinic.cure import Cure
+from holdfast.clinic.proof import Proof
 from holdfast.core.errors import InputError
 from holdfast.core.finding import SEVERITIES, Diagnosis
 from holdfast.core.protocols import History
@@ -26,10 +28,12 @@ from holdfast.figures.drift_by_depth import drift_by_depth
 from holdfast.figures.drift_heatmap import drift_heatmap
 from holdfast.figures.gain_by_depth import gain_by_depth
 from holdfast.figures.loss import loss
+from holdfast.figures.proof_curves import proof_curves
 from holdfast.figures.ridgeline import ridgeline
 from holdfast.figures.theme import THEMES, template
 from holdfast.figures.wording import number, verdict
 from holdfast.live.leaves import saturation_threshold
+from holdfast.report.arms import arm_rows
 from holdfast.report.believable import Believable
 from holdfast.report.facts import run_facts
 from holdfast.report.layers import LayerRow, layer_rows
@@ -51,6 +55,11 @@ _COLUMNS = {
     "drift_gain": "drift gain",
     "collapsed": "collapsed",
 }
+
+_PROOF_CAPTION = (
+    "Left: mean over the seeds of the training loss, smoothed, with the 95\u00a0% interval of that mean. Right: the"
+    " paired difference on the eval batches, seed by seed, and its mean with the interval that decides."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class Drawing:
     json: str
 
 
-def write(history: History, diagnosis: Diagnosis, path: str | Path) -> Path:
+def write(history: History, diagnosis: Diagnosis, path: str | Path, *, evidence: Cure | Proof | None = None) -> Path:
     """Write a run's report as one self-contained HTML file.
 
     The file appears whole or not at all: it is written beside its place and moved there.
@@ -84,6 +93,7 @@ def write(history: History, diagnosis: Diagnosis, path: str | Path) -> Path:
         history: the run.
         diagnosis: of the same run.
         path: of the file; an existing one is replaced.
+        evidence: what was tried against the findings: a proof, or a whole cure.
 
     Returns:
         The path, absolute.
@@ -92,7 +102,7 @@ def write(history: History, diagnosis: Diagnosis, path: str | Path) -> Path:
         InputError: the file cannot be written there.
     """
     target = Path(path).expanduser().absolute()
-    page = render(history, diagnosis)
+    page = render(history, diagnosis, evidence)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
@@ -111,12 +121,13 @@ def write(history: History, diagnosis: Diagnosis, path: str | Path) -> Path:
     return target
 
 
-def render(history: History, diagnosis: Diagnosis) -> str:
+def render(history: History, diagnosis: Diagnosis, evidence: Cure | Proof | None = None) -> str:
     """The page as text.
 
     Args:
         history: the run.
         diagnosis: of the same run.
+        evidence: see `write`.
 
     Returns:
         A complete HTML document without references to anything outside it.
@@ -129,11 +140,15 @@ def render(history: History, diagnosis: Diagnosis) -> str:
     history = Believable(history, diagnosis)
     streams = list(history.streams()) or ["net"]
     events = list(history.events())
+    cure = evidence if isinstance(evidence, Cure) else None
+    proofs = (evidence,) if isinstance(evidence, Proof) else cure.proofs if cure is not None else ()
     return environment.get_template("report.html.jinja").render(
         diagnosis=diagnosis,
         tally=tally,
         worst=tally[0][0] if tally else None,
         models=[_model(stream, layer_rows(history, stream)) for stream in streams],
+        cure=cure,
+        trials=[(proof, arm_rows(proof), _drawing(proof_curves(proof), _PROOF_CAPTION, "")) for proof in proofs],
         figures=[drawing for stream in streams for drawing in _drawings(history, diagnosis, stream, len(streams) > 1)],
         facts=run_facts(history),
         events=events[:MOST_EVENTS],
