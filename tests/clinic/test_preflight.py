@@ -3,8 +3,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from holdfast.clinic.preflight import preflight
+from holdfast.clinic.preflight import ONE_BATCH, preflight
 from holdfast.core.errors import InputError
+from holdfast.diagnosis import RULES
+from holdfast.lab.networks import build
 
 
 def healthy(width: int = 8) -> nn.Module:
@@ -26,7 +28,27 @@ def batch(samples: int = 64, scale: float = 1.0) -> tuple[torch.Tensor, torch.Te
 def test_a_healthy_network_may_start():
     found = preflight(healthy(), batch(), F.cross_entropy)
     assert not [each for each in found if each.severity != "info"]
-    assert found.verdict.startswith("Nothing stands against starting that one batch of 64 samples can show")
+    assert found.verdict == (
+        "Nothing stands against starting that one batch of 64 samples can show "
+        "(1 remark; coupled-decay, decayed-gain undecided)"
+    )
+
+
+def test_what_the_structure_alone_shows_is_asked_too():
+    assert {rule.name for rule in RULES if rule.static} <= {rule.name for rule in ONE_BATCH}
+    model = healthy()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.1)
+    found = preflight(model, batch(), F.cross_entropy, optimizer)
+    assert found.verdict.startswith("Mend before the first step: coupled-decay (warning)")
+    assert {"redundant-bias", "decayed-gain"} <= {each.rule for each in found}
+
+
+def test_the_demos_healthy_network_is_without_a_remark():
+    model = build("healthy", features=6, classes=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = preflight(model, batch(), F.cross_entropy, optimizer)
+    assert list(found) == []
+    assert not {each.rule for each in found.inconclusive} & {rule.name for rule in RULES if rule.static}
 
 
 def test_raw_pixels_are_found():

@@ -3,8 +3,11 @@ import math
 from dataclasses import dataclass
 
 import pytest
+import torch
+from torch import nn
 
 from holdfast.core.event import Event
+from holdfast.core.record import StepRecord
 from holdfast.diagnosis.diagnose import RULES, diagnose
 from holdfast.store.memory import MemoryRun
 
@@ -86,6 +89,16 @@ def test_an_empty_run_is_inconclusive_throughout():
 def test_a_short_run_is_inconclusive_and_says_what_it_needs(script):
     diagnosis = diagnose(_healthy(script, steps=2).history)
     assert diagnosis.verdict.startswith("inconclusive: parameter drift was read at 2 steps; it needs 5 observed steps")
+
+
+def test_a_remark_about_the_model_is_no_cause_and_no_silence(described):
+    run = described(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.randn(8, 4))
+    for step in range(1, 4):
+        run.write(StepRecord(step, values={"loss": 1.0, "gradient-norm": 1.0}))
+    diagnosis = diagnose(run)
+    assert [(each.rule, each.severity) for each in diagnosis] == [("redundant-bias", "info")]
+    assert diagnosis.verdict.startswith("inconclusive: ")
+    assert diagnosis.verdict.endswith("; the rules that could decide left 1 remark but no warning")
 
 
 def test_a_rule_that_fails_costs_no_other(script):

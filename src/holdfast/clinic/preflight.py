@@ -16,6 +16,7 @@ from holdfast.core.finding import Diagnosis
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.diagnosis.diagnose import RULES, diagnose
+from holdfast.diagnosis.wording import plural
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.random_state import preserved_random_state
@@ -27,11 +28,13 @@ from holdfast.monitor.observer import Observer, roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.store.memory import MemoryRun
 
-# What one batch can show. The other rules need steps, and would only fill the list of what could not be decided.
+# What the structure or one batch can show. The other rules need steps, and would only fill the list of what could not
+# be decided.
 ONE_BATCH = tuple(
     rule
     for rule in RULES
-    if rule.name
+    if rule.static
+    or rule.name
     in {
         "collapsed-signal",
         "nonfinite",
@@ -49,16 +52,16 @@ def preflight(
     loss_fn: Callable[[Any, Any], Tensor],
     optimizer: Optimizer | None = None,
 ) -> Diagnosis:
-    """Ask the rules that need one batch, before training starts.
+    """Ask the rules that need one batch, or no more than the model and its optimiser, before training starts.
 
-    One forward and one backward pass, after which parameters, buffers, gradients and random generators are bit for
-    bit as they were.
+    The static rules read the structure, the others one forward and one backward pass, after which parameters, buffers,
+    gradients and random generators are bit for bit as they were.
 
     Args:
         model: the network, in the mode in which it will be trained.
         batch: `(inputs, targets)`; inputs as the model takes them, a tuple for several.
         loss_fn: `(output, targets)` → a scalar.
-        optimizer: for the structure's groups.
+        optimizer: whose settings are judged too; without it the rules on weight decay stay undecided.
 
     Returns:
         The findings on this batch; `steps` is 1, the batch's.
@@ -112,10 +115,12 @@ def preflight(
 
 
 def _verdict(found: Diagnosis, samples: int) -> str:
-    if not found.findings:
-        undecided = f" ({', '.join(each.rule for each in found.inconclusive)} undecided)" if found.inconclusive else ""
-        return f"Nothing stands against starting that one batch of {samples} samples can show{undecided}"
-    first = found.findings[0]
+    first = next((each for each in found.findings if each.severity != "info"), None)
+    if first is None:
+        beside = [plural(len(found.findings), "remark")] if found.findings else []
+        beside += [f"{', '.join(each.rule for each in found.inconclusive)} undecided"] if found.inconclusive else []
+        told = f" ({'; '.join(beside)})" if beside else ""
+        return f"Nothing stands against starting that one batch of {samples} samples can show{told}"
     return f"Mend before the first step: {first.rule} ({first.severity}), on one batch of {samples} samples"
 
 

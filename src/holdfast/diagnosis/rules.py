@@ -10,6 +10,7 @@ from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
 from holdfast.diagnosis.nonfinite import NonFinite
 from holdfast.diagnosis.poor_init import PoorInit
+from holdfast.diagnosis.redundant_bias import RedundantBias
 from holdfast.diagnosis.rule import Rule
 from holdfast.diagnosis.saturated_units import SaturatedUnits
 from holdfast.diagnosis.shifting_input import ShiftingInput
@@ -31,5 +32,6 @@ RULES: tuple[Rule, ...] = (
     PoorInit(),
     CoupledDecay(),
     DecayedGain(),
+    RedundantBias(),
 )
 """Each rule with its usual thresholds. A new one needs its import and its place here, and nothing elsewhere."""

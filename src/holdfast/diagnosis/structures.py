@@ -61,7 +61,7 @@ def fact(measure: str, site: Site, value: float, unit: str, n: int = 1) -> Readi
     Returns:
         The reading, without floor or interval.
     """
-    return Reading(measure, site, START, float(value), unit, n)
+    return Reading(measure, site, START, value, unit, n)
 
 
 def is_normaliser(node: ModuleNode) -> bool:

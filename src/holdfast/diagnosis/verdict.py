@@ -68,7 +68,8 @@ def _quiet(
         if not history.sites() and not history.steps:
             return "inconclusive: nothing was observed; watch the run for at least 5 observed steps"
         decided = any(rule not in why_not for rule in subjects if rule not in SHIFT)
-        also = "; the rules that could decide found nothing" if decided else ""
+        found = f"left {plural(len(findings), 'remark')} but no warning" if findings else "found nothing"
+        also = f"; the rules that could decide {found}" if decided else ""
         return f"inconclusive: {why_not['shifting-input']}{also}"
     remarks = f"{plural(len(findings), 'remark')} but no warning" if findings else "no rule fired"
     left = f" ({plural(len(why_not), 'rule')} undecided)" if why_not else ""

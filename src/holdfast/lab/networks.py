@@ -66,7 +66,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for number in range(1, DEPTH + 1):
-            linear = nn.Linear(features if number == 1 else WIDTH, WIDTH)
+            # In front of a normaliser a bias would be subtracted again.
+            linear = nn.Linear(features if number == 1 else WIDTH, WIDTH, bias=variant != "healthy")
             if variant != "dead":
                 _initialise(linear, kind)
             layers[f"linear{number}"] = linear
@@ -83,4 +84,5 @@ def _initialise(linear: nn.Linear, kind: Activation) -> None:
         nn.init.xavier_uniform_(linear.weight, gain=4.0)
     else:
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-    nn.init.zeros_(linear.bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
