@@ -20,6 +20,7 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
+from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
 
@@ -42,6 +43,13 @@ def batch(seed: int) -> tuple[Features, Features, Observation]:
     x[:, 0] = y[:, 0] = 0.0
     x[:, 1], y[:, 1] = x[:, 1].relu(), y[:, 1].relu()
     return observe(x).features, observe(y).features, observe(x, threshold=1.0)
+
+
+def normalised(seed: int) -> BatchStatistics:
+    """A batch as a normaliser saw it, one channel of it dead."""
+    x = draw(seed, 16, 6, 2)
+    x[:, 0] = 0.0
+    return BatchStatistics.of(x, running=Running(np.full(6, 0.3), np.ones(6), 1e-5, 0.1 / 1.9))
 
 
 def norm(value: float, port: str = "grad_output") -> Reading:
@@ -71,6 +79,9 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "weight-norm": lambda: measure(draw(seed, 5, 4), **where),
         "update-ratio": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
         "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
+        "batch-noise": lambda: measure(normalised(seed), **where),
+        "train-eval-gap": lambda: measure(normalised(seed), **where),
+        "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
     return [makers[name]()]
 

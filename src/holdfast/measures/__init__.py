@@ -6,6 +6,10 @@ from holdfast.core.quantity import Quantity
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
 from holdfast.measures.backward_gain import backward_gain as backward_gain
 
+# batch normalisers: the noise of their batches, and how their running averages stand to these
+from holdfast.measures.batch_noise import QUANTITY as _batch_noise
+from holdfast.measures.batch_noise import batch_noise as batch_noise
+
 # signal: what carries no information
 from holdfast.measures.collapsed_features import QUANTITY as _collapsed_features
 from holdfast.measures.collapsed_features import collapsed_features as collapsed_features
@@ -32,6 +36,8 @@ from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.running_lag import QUANTITY as _running_lag
+from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
 from holdfast.measures.sampling_drift import sampling_drift as sampling_drift
 from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
@@ -40,6 +46,8 @@ from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
+from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
 from holdfast.measures.weight_norm import QUANTITY as _weight_norm
@@ -64,5 +72,8 @@ QUANTITIES: dict[str, Quantity] = {
         _gradient_slope,
         _weight_norm,
         _update_ratio,
+        _batch_noise,
+        _train_eval_gap,
+        _running_lag,
     )
 }

@@ -17,6 +17,8 @@ from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
+from holdfast.monitor.batch_norms import batch_statistics, normalises_batches
+from holdfast.stats.batch_statistics import BatchStatistics
 from holdfast.stats.observation import Observation, observe
 from holdfast.stats.summary import Summary
 
@@ -159,6 +161,8 @@ class Observer:
     Attributes:
         observations: what was read since `begin`, by site.
         gradients: what was seen on the way back since `begin`, by site.
+        normalised: what batch normalisers did in the passes trained on since `begin`, by the site of their input; of
+            several passes the last.
         in_force: the roles with which that was read.
         skipped: `"path:port"` → why its values cannot be read; over the whole run.
     """
@@ -186,6 +190,8 @@ class Observer:
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._hooks = HookSet()
         for path, module in leaves:
+            if normalises_batches(module):
+                self._hooks.pre(module, functools.partial(self._normalises, path))
             self._hooks.pre(module, functools.partial(self._before, path))
             self._hooks.post(module, functools.partial(self._after, path))
         self.begin(0.0)
@@ -199,19 +205,22 @@ class Observer:
         self._where = where
         self.observations: dict[Site, Observation] = {}
         self.gradients: dict[Site, Gradient] = {}
+        self.normalised: dict[Site, BatchStatistics] = {}
         # Not before: what is compared within a step must be read in the same way.
         self.in_force = self.roles
-        self.begin_pass("train")
+        self.begin_pass("train", trained_on=True)
 
-    def begin_pass(self, phase: Phase, *, reading: bool = True) -> None:
+    def begin_pass(self, phase: Phase, *, reading: bool = True, trained_on: bool = False) -> None:
         """Start a pass of the model.
 
         Args:
             phase: of the sites that it will fill.
             reading: whether to read it at all.
+            trained_on: whether the pass is one of the training's own, and not a probe's or an evaluation's.
         """
         self._phase: Phase = phase
         self._reading = reading
+        self._trained_on = trained_on
         self._calls: dict[str, int] = {}
         self._recomputed: dict[str, int] = {}
         self._known: dict[int, _Known] = {}
@@ -239,6 +248,20 @@ class Observer:
             try:
                 for leaf, tensor in _leaves((args, kwargs) if kwargs else args):
                     self._read(path, module, "input", leaf, tensor, self._calls.get(path, 0))
+            except Exception as exception:
+                self._leave_out(path, exception)
+
+    def _normalises(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._trained_on or path in self._left_out or torch._C._current_graph_task_id() != -1:
+            return
+        with self._timed(), torch.no_grad():
+            try:
+                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
+                if tensor is None:
+                    return
+                seen = batch_statistics(module, tensor, max_elements=self._max_elements, where=self._where)
+                if seen is not None:
+                    self.normalised[self._site(path, "input", "", self._calls.get(path, 0), self._phase)] = seen
             except Exception as exception:
                 self._leave_out(path, exception)
 

@@ -12,21 +12,29 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.measures.backward_gain import backward_gain
+from holdfast.measures.batch_noise import batch_noise
 from holdfast.measures.collapsed_features import collapsed_features
 from holdfast.measures.dead_units import dead_units
 from holdfast.measures.gradient_norm import gradient_norm
 from holdfast.measures.observed_drift import observed_drift
 from holdfast.measures.parameter_share import parameter_share
+from holdfast.measures.running_lag import running_lag
 from holdfast.measures.sampling_drift import sampling_drift
 from holdfast.measures.saturated_fraction import saturated_fraction
 from holdfast.measures.signal_spread import signal_spread
+from holdfast.measures.train_eval_gap import train_eval_gap
 from holdfast.monitor.observer import Gradient, Roles
+from holdfast.stats.batch_statistics import BatchStatistics
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation
 
 # A unit is called dead when it was silent on every sample of so many observed steps, not of one batch alone.
 DEAD_WINDOW = 10
+
+# A normaliser's running averages are held against the batches of so many observed steps; each step serves once, so
+# that the readings are independent.
+LAG_WINDOW = 5
 
 
 @dataclass(slots=True)
@@ -36,6 +44,7 @@ class Past:
     step: int = 0
     features: dict[Site, Features] = field(default_factory=dict)
     channels: dict[Site, deque[tuple[ChannelMoments, int]]] = field(default_factory=dict)
+    normalised: dict[Site, list[BatchStatistics]] = field(default_factory=dict)
 
 
 def site_readings(
@@ -43,6 +52,7 @@ def site_readings(
     gradients: Mapping[Site, Gradient],
     drifts: Sequence[Reading],
     *,
+    normalised: Mapping[Site, BatchStatistics] | None = None,
     past: Past,
     structure: Structure | None,
     roles: Roles,
@@ -54,6 +64,7 @@ def site_readings(
         seen: observations by site.
         gradients: what was seen at the layers' outputs on the way back.
         drifts: the step probe's readings, for the parameters' share in the observed drift.
+        normalised: what batch normalisers did in the passes trained on.
         past: earlier steps; brought up to date.
         structure: tells which layer feeds which.
         roles: which layers saturate, and which can die.
@@ -63,6 +74,7 @@ def site_readings(
         The readings.
     """
     readings = list(gradient_readings(gradients, structure, step))
+    readings += normaliser_readings(normalised or {}, past, step)
     parameter = {each.site: each for each in drifts if each.measure == "parameter-drift"}
     features: dict[Site, Features] = {}
     for site, observation in seen.items():
@@ -120,6 +132,32 @@ def gradient_readings(gradients: Mapping[Site, Gradient], structure: Structure |
             gain = backward_gain(norms[sources[0]], norm)
             if gain is not None:
                 yield gain
+
+
+def normaliser_readings(normalised: Mapping[Site, BatchStatistics], past: Past, step: int) -> Iterator[Reading]:
+    """Noise of batch statistics, and how the running averages stand to them.
+
+    Args:
+        normalised: what batch normalisers did in the passes trained on. Passes in evaluation mode count where the step
+            had no other: then it was they that the step was trained on.
+        past: earlier steps; brought up to date.
+        step: the optimiser step just done.
+
+    Yields:
+        The readings, in the order of `normalised`.
+    """
+    trained = any(site.phase == "train" for site in normalised)
+    for site, current in normalised.items():
+        if trained and site.phase != "train":
+            continue
+        yield from _some(batch_noise(current, site=site, step=step), train_eval_gap(current, site=site, step=step))
+        window = past.normalised.setdefault(site, [])
+        if window and window[-1].channels != current.channels:
+            window.clear()
+        window.append(current)
+        if len(window) == LAG_WINDOW:
+            yield from _some(running_lag(window, site=site, step=step))
+            window.clear()
 
 
 def _observed_sources(structure: Structure, site: Site, norms: Mapping[Site, Reading]) -> list[Site]:

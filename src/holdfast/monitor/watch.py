@@ -235,11 +235,11 @@ class Watch:
             self._call = record_call(args, kwargs, python=self._observing, numpy=self._observing)
             self._autocast = self._call.autocast
             if self._observing:
-                self._observer.begin_pass("train")
+                self._observer.begin_pass("train", trained_on=True)
         elif self._observing:
             # One evaluation pass per observed step tells as much as all of them.
             self._evals += 1
-            self._observer.begin_pass("eval", reading=self._evals == 1)
+            self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=torch.is_grad_enabled())
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
@@ -295,13 +295,14 @@ class Watch:
         if self._observing:
             self._observer.detach()
             seen, gradients = self._observer.observations, self._observer.gradients
+            normalised = self._observer.normalised
             for gradient in gradients.values():
                 gradient.scale = TAP.scale
             if self._structure is None or not self._structure.order:
                 self._guard("structure", self._see_structure)
             drifts = self._guard("step probe", self._step_probe, seen) or []
             with self._cadence.timed("measures"):
-                found = self._guard("measures", self._site_readings, seen, gradients, drifts)
+                found = self._guard("measures", self._site_readings, seen, gradients, normalised, drifts)
                 readings = [*(found or []), *drifts]
                 readings += self._guard("parameters", self._parameters.readings, self._step) or []
             if self._fixed is not None:
@@ -399,11 +400,18 @@ class Watch:
             self._observer.detach()
             self._root_hooks.attach()
 
-    def _site_readings(self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], drifts: list[Reading]) -> Any:
+    def _site_readings(
+        self,
+        seen: Mapping[Site, Any],
+        gradients: Mapping[Site, Any],
+        normalised: Mapping[Site, Any],
+        drifts: list[Reading],
+    ) -> Any:
         return site_readings(
             seen,
             gradients,
             drifts,
+            normalised=normalised,
             past=self._past,
             structure=self._structure,
             roles=self._observer.in_force,

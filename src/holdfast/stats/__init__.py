@@ -2,11 +2,12 @@
 
 # statistics of a whole tensor
 # statistics of every channel
+# one look at a tensor
+from holdfast.stats.batch_statistics import BatchStatistics as BatchStatistics
+from holdfast.stats.batch_statistics import Running as Running
 from holdfast.stats.channels import ChannelMoments as ChannelMoments
 from holdfast.stats.counts import Counts as Counts
 from holdfast.stats.extremes import Extremes as Extremes
-
-# one look at a tensor
 from holdfast.stats.features import Features as Features
 from holdfast.stats.moments import Moments as Moments
 from holdfast.stats.observation import Observation as Observation
