@@ -63,6 +63,12 @@ def normalised():
     return nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4), nn.BatchNorm1d(4))
 
 
+def rectified():
+    torch.manual_seed(2)
+    layers = [nn.Linear(6, 6, bias=False), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 4, bias=False), nn.Tanh()]
+    return nn.Sequential(*layers, nn.BatchNorm1d(4))
+
+
 # What a treatment is for, where the patients that serve the others lack it: another model or another optimiser.
 TAILORED = {
     "drop-bias": {"model": (normalised, (16, 6))},
@@ -70,6 +76,7 @@ TAILORED = {
     "fold": {"model": MODELS["convolutional"]},
     "freeze-batchnorm": {"model": MODELS["convolutional"]},
     "re-estimate": {"model": MODELS["convolutional"]},
+    "reorder-norm": {"model": (rectified, (16, 6))},
     "scale-residual": {"model": MODELS["convolutional"]},
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(

@@ -9,6 +9,7 @@ from holdfast.treatments.freeze_batchnorm import FreezeBatchNorm as FreezeBatchN
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
 from holdfast.treatments.re_estimate import ReEstimate as ReEstimate
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
+from holdfast.treatments.reorder_norm import ReorderNorm as ReorderNorm
 from holdfast.treatments.replace_activation import ReplaceActivation as ReplaceActivation
 from holdfast.treatments.scale_input import ScaleInput as ScaleInput
 from holdfast.treatments.scale_rate import ScaleRate as ScaleRate
@@ -28,6 +29,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         InsertNorm,
         ReEstimate,
         Reinitialise,
+        ReorderNorm,
         ReplaceActivation,
         ScaleResidual,
         SwapNorm,

@@ -90,7 +90,6 @@ class SwapNorm:
     References:
         Wu and He, Group normalization, 2018, arXiv:1803.08494.
         Hoffer, Hubara and Soudry, Train longer, generalize better, 2017, arXiv:1705.08741.
-        Brock, De and Smith, Characterizing signal propagation, 2021, arXiv:2101.08692.
     """
 
     name = "swap-norm"
