@@ -69,12 +69,31 @@ def rectified():
     return nn.Sequential(*layers, nn.BatchNorm1d(4))
 
 
+class Fused(nn.Module):
+    """Two streams that meet, one some twenty times the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU())
+        self.deep = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.LeakyReLU())
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.wide(20 * x), self.deep(x)], dim=1))
+
+
+def fused():
+    torch.manual_seed(3)
+    return Fused()
+
+
 # What a treatment is for, where the patients that serve the others lack it: another model or another optimiser.
 TAILORED = {
     "drop-bias": {"model": (normalised, (16, 6))},
     "decouple-decay": {"optimiser": OPTIMISERS["adam"]},
     "fold": {"model": MODELS["convolutional"]},
     "freeze-batchnorm": {"model": MODELS["convolutional"]},
+    "normalise-streams": {"model": (fused, (16, 6))},
     "re-estimate": {"model": MODELS["convolutional"]},
     "reorder-norm": {"model": (rectified, (16, 6))},
     "scale-residual": {"model": MODELS["convolutional"]},
@@ -88,7 +107,7 @@ TAILORED = {
 
 
 # Those that measure on a batch and work out nothing without one.
-NEED_A_BATCH = ("fold", "re-estimate", "scale-residual")
+NEED_A_BATCH = ("fold", "normalise-streams", "re-estimate", "scale-residual")
 
 
 def made(name, patient, with_batch=False):

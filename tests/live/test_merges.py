@@ -54,6 +54,7 @@ def test_additions_in_every_spelling(add):
     assert sorted(origins(merge)) == [["a"], ["b"]]
     assert found.calls == {"a": 1, "b": 1, "c": 1}
     assert [each.leaf for each in found.uses[merge.value]] == ["c"]
+    assert [each.leaf for each in found.outputs] == ["c"]
 
 
 @pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate])
@@ -81,7 +82,8 @@ def test_operands_are_measured_before_they_are_overwritten():
         doubling.weight.copy_(2 * torch.eye(2))
     (merge,) = merges(forward, x, twice=doubling).found
     assert [operand.rms for operand in merge.operands] == [6.0, 3.0]
-    assert merge.operands[1].spread == pytest.approx(x.double().std(correction=0).item())
+    assert merge.operands[1].spread == pytest.approx(4.5**0.5)  # ±0 in the first column, ±3 in the second
+    assert merge.value.shape == (2, 2)
 
 
 def test_shortcuts_and_what_hands_on_keep_their_origin():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,13 @@ class Value:
             hands on (see `passes_through`) made.
         operation: name of the operation that made it; `""` where a leaf did, and for the model's input.
         parents: what it was made of; parameters and constants are not among them.
+        shape: of the tensor.
     """
 
     leaf: str
     operation: str
     parents: tuple[Value, ...] = field(repr=False)
+    shape: tuple[int, ...]
 
     def ancestors(self) -> set[Value]:
         """The value itself and all that it was made of."""
@@ -52,7 +54,7 @@ class Operand:
         value: what it is made of.
         shape: as it enters the merge.
         rms: root mean square of its elements.
-        spread: standard deviation of its elements.
+        spread: root mean square of its deviations from the mean over its first axis, which mostly is the sample.
     """
 
     value: Value
@@ -87,6 +89,7 @@ class Merges(Passage):
         found: the merges, in the order of execution.
         calls: how often each leaf ran, by path.
         uses: what was made directly of each value.
+        outputs: what the model gave.
 
     Example:
         >>> import torch
@@ -110,6 +113,7 @@ class Merges(Passage):
         self.found: list[Merge] = []
         self.calls: dict[str, int] = {}
         self.uses: dict[Value, list[Value]] = {}
+        self.outputs: tuple[Value, ...] = ()
         self._values: dict[int, tuple[Tensor, Value]] = {}
         self._by_storage: dict[int, Value] = {}
         self._leaf: nn.Module | None = None
@@ -122,7 +126,7 @@ class Merges(Passage):
         """Note what a leaf is given."""
         if len(self.stack) == 1:
             for tensor in tensors_in(inputs):
-                self._keep(tensor, Value("", "", ()))
+                self._keep(tensor, Value("", "", (), tuple(tensor.shape)))
         if self._leaf is None and module in self._leaves:
             self._leaf = module
             tensors = tensors_in(inputs)
@@ -131,8 +135,12 @@ class Merges(Passage):
 
     def left(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """What a leaf gave was made by it; what it only handed on keeps its origin."""
-        if module is not self._leaf:
-            return
+        if module is self._leaf:
+            self._finish(module, output)
+        if len(self.stack) == 1:
+            self.outputs = self._known(tensors_in(output))
+
+    def _finish(self, module: nn.Module, output: Any) -> None:
         self._leaf = None
         leaf = "" if passes_through(module) else self._leaves[module]
         if leaf:
@@ -172,8 +180,8 @@ class Merges(Passage):
 
     # values
 
-    def _make(self, tensors: Iterable[Tensor], leaf: str, operation: str, parents: tuple[Value, ...]) -> Value:
-        value = Value(leaf, operation, parents)
+    def _make(self, tensors: Sequence[Tensor], leaf: str, operation: str, parents: tuple[Value, ...]) -> Value:
+        value = Value(leaf, operation, parents, tuple(tensors[0].shape))
         for parent in parents:
             self.uses.setdefault(parent, []).append(value)
         for tensor in tensors:
@@ -196,9 +204,11 @@ class Merges(Passage):
 
 
 def _operand(value: Value, tensor: Tensor) -> Operand:
+    if not tensor.numel() or not tensor.ndim:
+        return Operand(value, tuple(tensor.shape), 0.0, 0.0)
     wide = tensor.detach().double()
-    rms = wide.square().mean().sqrt().item() if wide.numel() else 0.0
-    return Operand(value, tuple(tensor.shape), rms, wide.std(correction=0).item() if wide.numel() else 0.0)
+    rms, spread = (each.square().mean().sqrt().item() for each in (wide, wide - wide.mean(0)))
+    return Operand(value, tuple(tensor.shape), rms, spread)
 
 
 def _storage(tensor: Tensor) -> int:

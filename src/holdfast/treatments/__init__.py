@@ -7,6 +7,7 @@ from holdfast.treatments.drop_bias import DropBias as DropBias
 from holdfast.treatments.fold import Fold as Fold
 from holdfast.treatments.freeze_batchnorm import FreezeBatchNorm as FreezeBatchNorm
 from holdfast.treatments.insert_norm import InsertNorm as InsertNorm
+from holdfast.treatments.normalise_streams import NormaliseStreams as NormaliseStreams
 from holdfast.treatments.re_estimate import ReEstimate as ReEstimate
 from holdfast.treatments.reinitialise import Reinitialise as Reinitialise
 from holdfast.treatments.reorder_norm import ReorderNorm as ReorderNorm
@@ -27,6 +28,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         Fold,
         FreezeBatchNorm,
         InsertNorm,
+        NormaliseStreams,
         ReEstimate,
         Reinitialise,
         ReorderNorm,

@@ -14,7 +14,7 @@ from holdfast.treatments.places import ACTIVATIONS, NORMS, WEIGHTED
 
 # f(0) = 0: a branch that is scaled down in front of one of these is scaled down behind it, exactly or nearly.
 _ODD_MODULES = tuple(set(ACTIVATIONS) - {nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid})
-_ODD_FUNCTIONS = frozenset(
+ODD_FUNCTIONS = frozenset(
     {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu", "gelu", "silu"}
     | {"mish", "softsign", "hardtanh", "hardswish", "tanh", "tanh_"}
 )
@@ -66,16 +66,30 @@ def followed(model: nn.Module, batch: Batch) -> Merges:
 def branches(model: nn.Module, merges: Merges) -> list[Branch]:
     """The residual branches of a followed pass.
 
+    Args:
+        model: the model.
+        merges: from `followed`.
+
+    Returns:
+        One for each residual addition, in the order of execution.
+    """
+    modules = dict(model.named_modules())
+    return [_branch(merge, branch, shortcut, modules) for merge, branch, shortcut in residual(model, merges)]
+
+
+def residual(model: nn.Module, merges: Merges) -> list[tuple[Merge, Operand, Operand]]:
+    """The residual additions of a followed pass.
+
     An addition of two tensors of one shape is residual when both come from a common value and one of them has passed
     no layer with a matrix since. Where a model has such additions, those whose shortcut has passed one such layer and
     whose branch more than one count too (the projections of a ResNet).
 
     Args:
         model: the model.
-        merges: after `follow`.
+        merges: from `followed`.
 
     Returns:
-        One for each addition, in the order of execution.
+        Each addition with its branch and its shortcut, in the order of execution.
     """
     modules = dict(model.named_modules())
     found: list[tuple[Merge, Operand, Operand, bool]] = []
@@ -85,7 +99,7 @@ def branches(model: nn.Module, merges: Merges) -> list[Branch]:
             found.append((merge, *pair))
     if all(projected for *_, projected in found):
         return []
-    return [_branch(merge, branch, shortcut, modules) for merge, branch, shortcut, _ in found]
+    return [each[:3] for each in found]
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -144,7 +158,7 @@ def _back(start: Value, shared: set[Value], modules: Mapping[str, nn.Module]) ->
                 return
             if type(module).__name__ not in _DROPS:
                 yield "through", type(module).__name__
-        elif value.operation in _ODD_FUNCTIONS:
+        elif value.operation in ODD_FUNCTIONS:
             yield "through", value.operation
         elif value.operation not in _LINEAR:
             yield "problem", f"{value.operation} stands at its end"
