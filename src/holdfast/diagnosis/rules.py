@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.diagnosis.batch_noise import BatchNoise
 from holdfast.diagnosis.collapsed_signal import CollapsedSignal
 from holdfast.diagnosis.coupled_decay import CoupledDecay
 from holdfast.diagnosis.dead_units import DeadUnits
@@ -10,10 +11,13 @@ from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
 from holdfast.diagnosis.nonfinite import NonFinite
 from holdfast.diagnosis.poor_init import PoorInit
+from holdfast.diagnosis.recurrent_batchnorm import RecurrentBatchNorm
 from holdfast.diagnosis.redundant_bias import RedundantBias
 from holdfast.diagnosis.rule import Rule
 from holdfast.diagnosis.saturated_units import SaturatedUnits
 from holdfast.diagnosis.shifting_input import ShiftingInput
+from holdfast.diagnosis.stale_statistics import StaleStatistics
+from holdfast.diagnosis.train_eval_gap import TrainEvalGap
 from holdfast.diagnosis.unscaled_input import UnscaledInput
 from holdfast.diagnosis.update_ratio import UpdateRatio
 from holdfast.diagnosis.vanishing_gradient import VanishingGradient
@@ -30,8 +34,12 @@ RULES: tuple[Rule, ...] = (
     UpdateRatio(),
     UnscaledInput(),
     PoorInit(),
+    BatchNoise(),
+    StaleStatistics(),
+    TrainEvalGap(),
     CoupledDecay(),
     DecayedGain(),
     RedundantBias(),
+    RecurrentBatchNorm(),
 )
 """Each rule with its usual thresholds. A new one needs its import and its place here, and nothing elsewhere."""
