@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_map
 
 from holdfast.core.errors import SurgeryError
 from holdfast.core.site import Site
-from holdfast.treatments import InsertNorm, Reinitialise, ReplaceActivation, ScaleRate
+from holdfast.treatments import (
+    InsertNorm,
+    NormaliseStreams,
+    Reinitialise,
+    ReorderNorm,
+    ReplaceActivation,
+    ScaleRate,
+    ScaleResidual,
+    SwapNorm,
+)
 
 ACTIVATIONS = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.PReLU, nn.Identity)
 OPTIMISERS = {
@@ -28,12 +37,43 @@ TREATMENTS = (
     Reinitialise("orthogonal", seed=3),
     ReplaceActivation("gelu"),
     ScaleRate(0.5),
+    SwapNorm("group"),
+    SwapNorm("ghost"),
+    ReorderNorm("before"),
+    ReorderNorm("after"),
 )
 
 
+# Those that measure on a batch first.
+ON_A_BATCH = (
+    lambda batch: InsertNorm("batch", "identity", batch=batch),
+    lambda batch: ScaleResidual("depth", batch=batch),
+    lambda batch: ScaleResidual("zero", batch=batch),
+    lambda batch: NormaliseStreams(batch=batch),
+)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.branch = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class Streams(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.wide, self.deep = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.wide(100 * x) + self.deep(x)
+
+
 @st.composite
-def networks(draw):
-    """A perceptron of random depth, widths, activations, sharing, freezing and names."""
+def networks(draw, branched=False):
+    """A network of random depth, widths, activations, branches, streams, sharing, freezing and names."""
     widths = draw(st.lists(st.integers(2, 5), min_size=2, max_size=5))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     shared = draw(st.sampled_from(ACTIVATIONS))()
@@ -42,6 +82,9 @@ def networks(draw):
         layers[f"act{number}"] = shared if draw(st.booleans()) else draw(st.sampled_from(ACTIVATIONS))()
         if draw(st.booleans()):
             layers[f"norm{number}"] = nn.BatchNorm1d(out)
+    if branched:
+        layers["streams"] = Streams(widths[-1])
+        layers |= {f"branch{number}": Residual(widths[-1]) for number in range(draw(st.integers(1, 3)))}
     layers["out"] = nn.Linear(widths[-1], 1)
     model = nn.Sequential(layers)
     if draw(st.booleans()):
@@ -87,6 +130,25 @@ def test_undo_in_reverse_order_restores_bit_for_bit(network, optimiser, names, s
         model(torch.randn(8, width)).square().mean().backward()
         optimizer.step()
     sites = [Site("out", "input")] if on_one_site else []
+    check(model, optimizer, treatments, sites)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    networks(branched=True),
+    st.sampled_from(sorted(OPTIMISERS)),
+    st.lists(st.sampled_from((*ON_A_BATCH, *TREATMENTS[:3])), min_size=1, max_size=4),
+)
+def test_undo_of_what_was_measured_on_a_batch(network, optimiser, treatments):
+    torch.manual_seed(0)
+    model, width = network
+    batch = torch.randn(16, width)
+    optimizer = OPTIMISERS[optimiser](model.parameters())
+    check(model, optimizer, [each(batch) if callable(each) else each for each in treatments], [])
+
+
+def check(model, optimizer, treatments, sites):
+    """Apply one after the other, undo in reverse order; each time all is as it was."""
     states, identities, receipts = [], [], []
     for treatment in treatments:
         states.append(everything(model, optimizer))
