@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.clinic.arms import Trial
+from holdfast.clinic.batches import draw
 from holdfast.clinic.proof import Arm, compare, interval_of
 from holdfast.clinic.prove import _spend, prove
 from holdfast.core.errors import InputError, SurgeryError
@@ -17,6 +18,7 @@ from holdfast.core.treatment import Plan, Receipt
 from holdfast.monitor.watch import Watch
 from holdfast.store.memory import MemoryRun
 from holdfast.treatments import TREATMENTS
+from holdfast.treatments.warm_up import WarmUp
 
 
 @pytest.fixture(autouse=True)
@@ -273,7 +275,7 @@ def test_a_plan_of_another_model_and_a_recipe_are_refused():
     with pytest.raises(SurgeryError, match="the model that the plan was worked out for"):
         quick(TREATMENTS["scale-rate"]().plan(other, others), model, optimizer)
     with pytest.raises(SurgeryError, match="recipe"):
-        quick(TREATMENTS["warm-up"]().plan(model, optimizer), model, optimizer)
+        quick(TREATMENTS["z-loss"]().plan(model, optimizer), model, optimizer)
     with pytest.raises(SurgeryError, match="holds none of its parameters"):
         quick(Plan.nothing(model), model, others)
 
@@ -323,3 +325,26 @@ def test_the_shift_leaves_out_inputs_where_samples_cannot_be_told_apart():
     assert untreated.collapsed == treated.collapsed > 5
     assert untreated.where.removeprefix("net/") in ("1", "2", "3", "4", "5", "6", "7", "8")
     assert untreated.largest < 3  # at the last layers it would be thousands, in units of nothing
+
+
+def test_a_recipe_that_acts_on_the_optimiser_is_rehearsed_and_leaves_no_trace():
+    model, optimizer = patient(dropout=0.0)
+    before = state(model, optimizer)
+    proof = quick(WarmUp(steps=4).plan(model, optimizer), model, optimizer, seeds=2)
+    assert same(state(model, optimizer), before)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    first = data()
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=4)
+    losses = []
+    for inputs, targets in draw(first, 6, 0):  # as the lines to paste would train
+        loss = F.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    assert proof.arm("treated").trials[0].losses == pytest.approx(losses, rel=1e-6)
+    assert proof.arm("untreated").trials[0].losses[2:] != pytest.approx(losses[2:], rel=1e-3)
+    with pytest.raises(SurgeryError, match="only your script can follow"):
+        WarmUp(steps=4).plan(model, optimizer).apply()

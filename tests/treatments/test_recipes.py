@@ -29,6 +29,26 @@ def test_clip_bounds_the_gradient():
     assert (after - before).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_clip_rehearsed_bounds_the_gradient_until_it_ends():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    inputs = torch.randn(4, 3)
+
+    def move():
+        before = [each.detach().clone() for each in model.parameters()]
+        optimizer.zero_grad()
+        (model(inputs) * 100).square().mean().backward()
+        optimizer.step()
+        moved = [after.detach() - each for after, each in zip(model.parameters(), before, strict=True)]
+        return torch.cat([each.flatten() for each in moved]).norm().item()
+
+    receipt = Clip(max_norm=0.5).plan(model, optimizer).trial(model, optimizer)
+    assert move() == pytest.approx(0.5, rel=1e-3)
+    receipt.undo()
+    assert move() > 5
+    assert Clip().plan(model, None).rehearse_ is None
+
+
 def test_clip_refuses_a_norm_of_zero():
     with pytest.raises(InputError, match="a positive max_norm"):
         Clip(max_norm=0.0).plan(nn.Linear(1, 1), None)

@@ -27,7 +27,7 @@ class Choice:
         rank: of the finding.
         treatment: its name.
         decision: `"chosen"`; `"alternative"`: it could be applied, another came first; `"recipe"`: lines for the
-            script, which no proof can try; `"rejected"`: it cannot be applied here.
+            script, which only the script can keep; `"rejected"`: it cannot be applied here.
         reason: in one phrase.
         plan: worked out; `None` when rejected.
     """
@@ -91,6 +91,18 @@ class Prescription:
         """
         return self.plan.apply(model, optimizer)
 
+    def trial(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Receipt:
+        """Make the change for a proof; see `Plan.trial`.
+
+        Args:
+            model: may be given to make sure.
+            optimizer: may be given to make sure.
+
+        Returns:
+            The receipt.
+        """
+        return self.plan.trial(model, optimizer)
+
     def __str__(self) -> str:
         head = f"{self.treatment}:\n{self.diff}" if self.plans else "nothing to apply"
         return "\n".join([head, *(str(each) for each in self.choices)])
@@ -151,7 +163,8 @@ def _choice(
     except HoldfastError as error:
         return Choice(finding.rule, finding.rank, name, "rejected", f"it needs {error.expected}; here: {error.got}")
     if plan.apply_ is None:
-        return Choice(finding.rule, finding.rank, name, "recipe", "lines for your script; no proof can try them", plan)
+        proof = "hf.prove can try them" if plan.rehearse_ is not None else "no proof can try them"
+        return Choice(finding.rule, finding.rank, name, "recipe", f"lines for your script; {proof}", plan)
     if taken:
         return Choice(finding.rule, finding.rank, name, "alternative", "it could be applied; another came first", plan)
     return Choice(finding.rule, finding.rank, name, "chosen", f"it answers {finding.message}", plan)

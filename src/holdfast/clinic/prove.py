@@ -39,8 +39,8 @@ class Applicable(Protocol):
         """Its name."""
         ...
 
-    def apply(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Receipt:
-        """Make the change."""
+    def trial(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Receipt:
+        """Make the change, or rehearse it."""
         ...
 
 
@@ -85,7 +85,8 @@ def prove(
     (union bound).
 
     Args:
-        plan: from `prescribe` or from a treatment's `plan`; `Plan.nothing()` gives exactly zero.
+        plan: from `prescribe` or from a treatment's `plan`; recipes that act on model and optimiser alone (`warm-up`,
+            `clip`) are rehearsed. `Plan.nothing()` gives exactly zero.
         model: the model that the plan was worked out for, in the mode in which it trains.
         optimizer: the one that steps it.
         batches: of training; a list, a loader, or a function of the seed. Those of one seed are held in memory.
@@ -108,7 +109,7 @@ def prove(
 
     Raises:
         InputError: an argument is not usable (each says how it would be).
-        SurgeryError: the plan is a recipe, is of another model, or is in force already.
+        SurgeryError: the plan is a recipe that cannot be rehearsed, is of another model, or is in force already.
 
     Example:
         >>> import torch
@@ -237,7 +238,7 @@ class _Bench:
         if name == UNTREATED:
             return None
         if name == TREATED:
-            return self.plan.apply(self.model, self.optimizer)
+            return self.plan.trial(self.model, self.optimizer)
         factor = next(each for each in RIVALS if _rival(each) == name)
         return ScaleRate(factor).plan(self.model, self.optimizer).apply()
 

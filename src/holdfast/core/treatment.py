@@ -61,6 +61,8 @@ class Plan:
         source: lines for the user's own script that do the same.
         apply_: makes the change; `None` for a recipe, which only the user's script can follow.
         model: what it was worked out for.
+        rehearse_: for a recipe: acts on model and optimiser as its lines would, until the returned function is called;
+            so a proof can try what only the script can keep.
     """
 
     treatment: str
@@ -68,6 +70,7 @@ class Plan:
     source: str
     apply_: Callable[[], Receipt] | None = None
     model: nn.Module | None = field(default=None, repr=False, compare=False)
+    rehearse_: Callable[[], Callable[[], None]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def nothing(cls, model: nn.Module | None = None) -> Plan:
@@ -95,6 +98,34 @@ class Plan:
         Raises:
             SurgeryError: the plan is a recipe, or was worked out for another model.
         """
+        self._check_owner(model, optimizer)
+        if self.apply_ is None:
+            raise SurgeryError(
+                "a plan that changes the model or the optimiser",
+                f"the recipe {self.treatment!r}, which only your script can follow",
+                f"paste its lines:\n{self.source}",
+            )
+        return self.apply_()
+
+    def trial(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Receipt:
+        """Make the change for a proof: `apply`, or, where a recipe can be rehearsed, act as its lines would.
+
+        Args:
+            model: see `apply`.
+            optimizer: see `apply`.
+
+        Returns:
+            A receipt whose `undo` ends it.
+
+        Raises:
+            SurgeryError: see `apply`; the recipe needs more of the script than model and optimiser.
+        """
+        if self.apply_ is not None or self.rehearse_ is None:
+            return self.apply(model, optimizer)
+        self._check_owner(model, optimizer)
+        return Receipt(self.treatment, (f"{self.treatment}: lines in the script → rehearsed",), self.rehearse_())
+
+    def _check_owner(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
         if model is not None and self.model is not None and model is not self.model:
             raise SurgeryError(
                 "the model that the plan was worked out for",
@@ -109,13 +140,6 @@ class Plan:
                     f"a {type(optimizer).__name__} that holds none of its parameters",
                     "give the optimiser that was built from model.parameters()",
                 )
-        if self.apply_ is None:
-            raise SurgeryError(
-                "a plan that changes the model or the optimiser",
-                f"the recipe {self.treatment!r}, which only your script can follow",
-                f"paste its lines:\n{self.source}",
-            )
-        return self.apply_()
 
 
 @runtime_checkable

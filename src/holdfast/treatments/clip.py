@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -70,4 +71,12 @@ class Clip:
             self.name,
             f"- loss.backward(); optimizer.step()\n+ loss.backward(); {line}; optimizer.step()",
             f"loss.backward()\n{line}\noptimizer.step()",
+            model=model,
+            rehearse_=None if optimizer is None else lambda: self._rehearse(model, optimizer),
         )
+
+    def _rehearse(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+        def before(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.max_norm)
+
+        return optimizer.register_step_pre_hook(before).remove

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -13,6 +14,9 @@ from holdfast.core.errors import InputError
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.treatments.change import Batch
+
+_START = 0.01
+"""Of the full rate, at the first step."""
 
 _STEPS = 500
 """For optimisers without a second moment: a few per cent of a run of 10,000 to 20,000 steps."""
@@ -78,6 +82,8 @@ class WarmUp:
             f"- {rate} from the first step\n+ {rate} × 0.01 at the first step, rising to {rate} at step {steps}",
             "warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters="
             f"{steps})\noptimizer.step()\nwarm_up.step()  # after each optimizer.step()",
+            model=model,
+            rehearse_=None if optimizer is None else lambda: _rehearse(optimizer, steps),
         )
 
     @staticmethod
@@ -86,3 +92,29 @@ class WarmUp:
         if betas is None or not 0 < float(betas[1]) < 1:
             return _STEPS
         return math.ceil(round(2 / (1 - float(betas[1])), 6))
+
+
+def _rehearse(optimizer: Optimizer, steps: int) -> Callable[[], None]:
+    """The rates as the scheduler would set them, put back after each step."""
+    done = 0
+    rates: list[Any] = []
+
+    def before(*_: Any) -> None:
+        factor = _START + (1 - _START) * min(done / steps, 1.0)
+        rates[:] = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
+    def after(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def stop() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return stop
