@@ -7,6 +7,7 @@ from holdfast.diagnosis.collapsed_signal import CollapsedSignal
 from holdfast.diagnosis.coupled_decay import CoupledDecay
 from holdfast.diagnosis.dead_units import DeadUnits
 from holdfast.diagnosis.decayed_gain import DecayedGain
+from holdfast.diagnosis.degenerate_group import DegenerateGroup
 from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
 from holdfast.diagnosis.nonfinite import NonFinite
@@ -41,5 +42,6 @@ RULES: tuple[Rule, ...] = (
     DecayedGain(),
     RedundantBias(),
     RecurrentBatchNorm(),
+    DegenerateGroup(),
 )
 """Each rule with its usual thresholds. A new one needs its import and its place here, and nothing elsewhere."""
