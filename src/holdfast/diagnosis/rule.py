@@ -15,6 +15,7 @@ TREATMENTS = (
     "reorder-norm",
     "replace-activation",
     "scale-rate",
+    "scale-residual",
     "split-decay",
     "swap-norm",
     "re-estimate",

@@ -11,6 +11,7 @@ from holdfast.diagnosis.degenerate_group import DegenerateGroup
 from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
 from holdfast.diagnosis.nonfinite import NonFinite
+from holdfast.diagnosis.normaliser_order import NormaliserOrder
 from holdfast.diagnosis.poor_init import PoorInit
 from holdfast.diagnosis.recurrent_batchnorm import RecurrentBatchNorm
 from holdfast.diagnosis.redundant_bias import RedundantBias
@@ -43,5 +44,6 @@ RULES: tuple[Rule, ...] = (
     RedundantBias(),
     RecurrentBatchNorm(),
     DegenerateGroup(),
+    NormaliserOrder(),
 )
 """Each rule with its usual thresholds. A new one needs its import and its place here, and nothing elsewhere."""
