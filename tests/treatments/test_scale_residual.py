@@ -166,8 +166,10 @@ def test_sites_choose_branches_and_all_still_count():
     ScaleResidual(batch=X).plan(model, None, [Site("2.into", "input"), Site("4", "input")]).apply()
     assert changed(model, before) == {f"{i}.out.{name}" for i in (2, 4) for name in ("weight", "bias")}
     torch.testing.assert_close(model[2].out.weight, tower(4)[2].out.weight / 2)
-    with pytest.raises(SurgeryError, match="none of its 4 goes through the named modules"):
-        ScaleResidual(batch=X).plan(tower(4), None, [Site("0", "input")])
+    for on_the_stream in ("0", "5"):
+        model = tower(4)
+        ScaleResidual(batch=X).plan(model, None, [Site("2.into", "input"), Site(on_the_stream, "output")]).apply()
+        assert changed(model, before) == {f"{i}.out.{name}" for i in (1, 2, 3, 4) for name in ("weight", "bias")}
 
 
 def test_the_diff_tells_what_each_branch_brings():

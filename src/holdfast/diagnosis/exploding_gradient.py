@@ -42,8 +42,8 @@ class ExplodingGradient:
         The gradient grows on its way back from 0.01 at '18' to 5.2 at '0', ×2 per layer.
 
     What to do:
-        clip the global norm; scale-rate; insert-norm or reinitialise when it grows by depth; warm-up when it grew in
-        the first steps.
+        clip the global norm; scale-rate; insert-norm, reinitialise or (residual branches) scale-residual when it grows
+        by depth; warm-up when it grew in the first steps.
 
     References:
         Pascanu, Mikolov & Bengio 2013, "On the difficulty of training recurrent neural networks". Yang et al. 2019, "A
@@ -52,7 +52,7 @@ class ExplodingGradient:
 
     name: str = "exploding-gradient"
     subject: str = "an exploding gradient"
-    treatments: tuple[str, ...] = ("clip", "scale-rate", "insert-norm", "reinitialise", "warm-up")
+    treatments: tuple[str, ...] = ("clip", "scale-rate", "insert-norm", "reinitialise", "scale-residual", "warm-up")
     static: bool = False
     grows_to: float = 1e2
     critical_at: float = 1e4

@@ -53,7 +53,7 @@ class PoorInit:
 
     What to do:
         reinitialise with the gain of the activation (He for ReLU, Glorot × 5/3 for tanh, orthogonal, LSUV); insert-norm
-        makes the start matter less.
+        makes the start matter less; scale-residual where it grows from one residual branch to the next.
 
     References:
         Glorot & Bengio 2010; He et al. 2015, "Delving deep into rectifiers"; Mishkin & Matas 2016, "All you need is a
@@ -62,7 +62,7 @@ class PoorInit:
 
     name: str = "poor-init"
     subject: str = "the initialisation"
-    treatments: tuple[str, ...] = ("reinitialise", "insert-norm")
+    treatments: tuple[str, ...] = ("reinitialise", "insert-norm", "scale-residual")
     static: bool = False
     per_layer: float = 1.5
     total: tuple[float, float, float] = (1e1, 1e2, 1e3)

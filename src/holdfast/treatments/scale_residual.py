@@ -98,7 +98,8 @@ class ScaleResidual:
         Args:
             model: the model.
             optimizer: the one that steps it, if any.
-            sites: only branches that pass through these modules or lie in them; all when none is named. N counts all.
+            sites: only branches that pass through these modules or lie in them. A module on the stream itself has all
+                of them before or behind it: then, and when none is named, all are scaled. N counts all in any case.
 
         Returns:
             The plan; its diff also names the branches left alone, and why.
@@ -118,12 +119,13 @@ class ScaleResidual:
             check_owner(model, optimizer)
         merges = followed(model, self.batch)
         known = branches(model, merges)
-        paths = [path for path, _ in named(model, sites)]
-        wanted = [branch for branch in known if _passes(branch, paths)]
+        wanted = _wanted(known, [path for path, _ in named(model, sites)])
         factor = 0.0 if self.how == "zero" else 1 / math.sqrt(max(1, sum(not branch.problem for branch in known)))
         ends, left = self._ends(model, merges, wanted)
         if not ends or factor == 1.0:
-            alone = "one, and 1/√1 changes nothing" if ends else _nothing_found(merges, len(known))
+            additions = sum(merge.kind == "add" for merge in merges.found)
+            nothing = f"none on the batch ({additions} additions of streams in all)"
+            alone = "one, and 1/√1 changes nothing" if ends else nothing
             raise SurgeryError(
                 "residual branches x + f(x) that can be scaled", "; ".join(left) or alone, "leave them as they are"
             )
@@ -193,18 +195,16 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _passes(branch: Branch, paths: Sequence[str]) -> bool:
-    """Whether a branch goes through one of the modules, or lies in one; true when none is named."""
-    inside = {branch.owner, *branch.leaves}
-    return not paths or any(
-        not path or each == path or each.startswith(f"{path}.") for path in paths for each in inside
-    )
+def _wanted(known: Sequence[Branch], paths: Sequence[str]) -> list[Branch]:
+    """The branches that go through the modules or lie in them; all where a module is in none."""
+    through = [[branch for branch in known if _passes(branch, path)] for path in paths]
+    if not all(through):
+        return list(known)
+    return [branch for branch in known if not paths or any(branch in each for each in through)]
 
 
-def _nothing_found(merges: Merges, known: int) -> str:
-    if known:
-        return f"none of its {known} goes through the named modules"
-    return f"none on the batch ({sum(merge.kind == 'add' for merge in merges.found)} additions of streams in all)"
+def _passes(branch: Branch, path: str) -> bool:
+    return any(not path or each == path or each.startswith(f"{path}.") for each in (branch.owner, *branch.leaves))
 
 
 def _difference(end: _End, factor: float) -> tuple[str, str]:
