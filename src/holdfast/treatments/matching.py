@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,13 +73,11 @@ class Match:
         layer: with `weight` and, if it shifts, `bias`.
         factor: r, one a channel.
         shift: c, one a channel; zero for a layer without β.
-        statistics: of its input, mean and unbiased variance.
     """
 
     layer: nn.Module
     factor: Float64[Tensor, " channels"]
     shift: Float64[Tensor, " channels"]
-    statistics: tuple[Float64[Tensor, " channels"], Float64[Tensor, " channels"]]
 
     def put_in(self) -> Callable[[], None]:
         """Write γ' and β' into the layer's parameters.
@@ -125,15 +123,14 @@ def matches(model: nn.Module, call: Call, wanted: Mapping[nn.Module, tuple[Outpu
     """
     found: list[Match] = []
 
-    def correct(layer: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+    def correct(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         target, axis = wanted[layer]
         present = OutputMoments.of(output, axis)
         counts = present.sd > _ROUNDING * present.mean.abs()
         factor = torch.where(counts, target.sd / torch.where(counts, present.sd, 1.0), 1.0)
         shifts = layer._parameters.get("bias") is not None
         shift = target.mean - present.mean * factor if shifts else torch.zeros_like(factor)
-        rows = args[0].detach().double().movedim(axis, 0).flatten(1)
-        found.append(Match(layer, factor, shift, (rows.mean(1), rows.var(1))))
+        found.append(Match(layer, factor, shift))
         shape = [1] * output.ndim
         shape[axis] = -1
         return (output * factor.view(shape) + shift.view(shape)).to(output.dtype)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.core.errors import InputError, SurgeryError
@@ -16,9 +15,10 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import Groups, check_optimizer
 from holdfast.live.surgery import check_model, one_line
-from holdfast.treatments.change import Batch, Change, call_of, planned, rerun
+from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.neighbours import Pair, handed_on, neighbours
 from holdfast.treatments.places import ACTIVATIONS, NORMS, expression, named, paths_of
+from holdfast.treatments.running import called, estimate, estimating, running
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,11 +109,11 @@ class ReorderNorm:
             source += _lines(expression(model, parent), pair)
         if not pairs:
             raise self._nothing(diff)
-        tracked = [pair for pair in pairs if _running(pair.norm)]
+        tracked = [pair for pair in pairs if running(pair.norm)]
         if tracked and self.batch is None:
             diff.append("  running statistics stay those of the old place: re-estimate has to follow")
         elif tracked:
-            source += _estimating([expression(model, paths_of(model, pair.parent)[0]) for pair in tracked], tracked)
+            source += estimating([_place_after(model, pair) for pair in tracked], called(self.batch))
         present = [pair.entries() for pair in pairs]
 
         def change() -> Change:
@@ -148,7 +148,7 @@ class ReorderNorm:
     def _change(self, model: nn.Module, optimizer: Optimizer | None, pairs: Sequence[Pair]) -> Change:
         """Exchange and re-estimate, all or nothing."""
         parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-        kept = [(buffer, buffer.clone()) for pair in pairs for buffer in _running(pair.norm)]
+        kept = [(buffer, buffer.clone()) for pair in pairs for buffer in running(pair.norm)]
         prefixes = _prefixes(model, pairs)
         keys = list(model.state_dict())
         groups = Groups(optimizer)
@@ -168,7 +168,7 @@ class ReorderNorm:
                 exchanged.append(pair)
             lines = groups.mend(model, [], parameters)
             if self.batch is not None and kept:
-                _estimate(model, self.batch, [pair.norm for pair in pairs if _running(pair.norm)])
+                estimate(model, self.batch, [pair.norm for pair in pairs if running(pair.norm)])
         except BaseException:  # Ctrl-C among them
             restore()
             raise
@@ -191,44 +191,13 @@ class ReorderNorm:
         norm, activation = type(pair.norm).__name__, type(pair.activation).__name__
         order = [activation, norm] if self.to == "before" else [norm, activation]
         words = f"{', '.join(order)} → {', '.join(order[::-1])}"
-        if not _running(pair.norm):
+        if not running(pair.norm):
             return words
         return words + (
             "; running statistics re-estimated on the batch"
             if self.batch is not None
             else "; running statistics still of the old place: re-estimate them"
         )
-
-
-def _running(norm: nn.Module) -> list[Tensor]:
-    """The running mean and variance, where the normaliser keeps them."""
-    if not isinstance(norm, _NormBase):
-        return []
-    return [buffer for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
-
-
-def _estimate(model: nn.Module, batch: Batch, norms: Sequence[nn.Module]) -> None:
-    """Give normalisers the running statistics that the batch alone leaves, in train mode."""
-    found: dict[nn.Module, list[Tensor]] = {}
-
-    def keep(norm: nn.Module, args: Any, output: Any) -> None:
-        found[norm] = [buffer.clone() for buffer in _running(norm)]
-
-    momenta = [(norm, norm.momentum) for norm in norms]
-    handles = [norm.register_forward_hook(keep) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 1.0  # type: ignore[assignment]
-        rerun(model, call_of(batch), "train")
-    finally:
-        for norm, momentum in momenta:
-            norm.momentum = momentum
-        for handle in handles:
-            handle.remove()
-    with torch.no_grad():
-        for norm, values in found.items():
-            for buffer, value in zip(_running(norm), values, strict=True):
-                buffer.copy_(value)
 
 
 def _prefixes(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, str]:
@@ -253,24 +222,10 @@ def _lines(parent: str, pair: Pair) -> list[str]:
     ]
 
 
-def _estimating(parents: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
-    """The re-estimation for a script."""
-    places = [
-        f"{parent}[{pair.place + (0 if pair.entries()[1][1] is pair.norm else 1)}]"
-        for parent, pair in zip(parents, pairs, strict=True)
-    ]
-    return [
-        "import copy",
-        "twin = copy.deepcopy(model).train()",
-        f"pairs = {{old: new for old, new in zip(model.modules(), twin.modules()) if old in ({', '.join(places)},)}}",
-        "for norm in pairs.values():",
-        "    norm.momentum = 1.0  # the statistics of one batch",
-        "with torch.no_grad():",
-        "    twin(batch)  # what the model is called with",
-        "    for old, new in pairs.items():",
-        "        old.running_mean.copy_(new.running_mean)",
-        "        old.running_var.copy_(new.running_var)",
-    ]
+def _place_after(model: nn.Module, pair: Pair) -> str:
+    """How a script names the normaliser once it has moved."""
+    first = pair.entries()[0][1] is pair.norm
+    return f"{expression(model, paths_of(model, pair.parent)[0])}[{pair.place + int(first)}]"
 
 
 def _join(path: str, name: str) -> str:

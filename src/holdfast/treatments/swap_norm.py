@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -15,12 +14,13 @@ from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_optimizer
-from holdfast.live.surgery import Surgery, check_model, check_place, one_line, operate
+from holdfast.live.surgery import check_model, check_place, one_line, operate
 from holdfast.norms import GhostBatchNorm
 from holdfast.treatments.change import Batch, Change, call_of, planned
-from holdfast.treatments.matching import Match, matches, moments_of
+from holdfast.treatments.matching import matches, moments_of
 from holdfast.treatments.normalisers import KINDS, KNOWN, Spec, counterpart, is_kind
 from holdfast.treatments.places import NORMS, Leaf, expression, leaves, named, paths_of
+from holdfast.treatments.running import called, estimate, estimating, running
 
 _MATCHING = """\
 import copy
@@ -28,7 +28,7 @@ def moments(path):  # mean and SD of each channel of a layer's output, in train 
     twin, seen = copy.deepcopy(model).train(), []
     twin.get_submodule(path).register_forward_hook(lambda layer, given, output: seen.append(output))
     with torch.no_grad():
-        twin(batch)  # what the model is called with
+        twin(ARGUMENTS)
     values = seen[0].double().movedim(axes[path], 0).flatten(1)
     return values.mean(1), values.std(1, correction=0)
 def matched(layer, path):
@@ -122,7 +122,10 @@ class SwapNorm:
         met = {id(leaf.module): leaf for leaf in leaves(model, self.batch)}
         chosen: dict[nn.Module, Spec] = {}
         diff = []
-        modules = named(model, sites) or _normalisers(model)
+        order = {module: place for place, module in enumerate(met)}
+        modules = sorted(
+            named(model, sites) or _normalisers(model), key=lambda each: order.get(id(each[1]), len(order))
+        )
         for path, module in modules:
             spec = self._spec(model, path, module, met.get(id(module)))
             if isinstance(spec, str):
@@ -143,7 +146,7 @@ class SwapNorm:
         def change() -> Change:
             return self._change(model, optimizer, chosen, axes)
 
-        source = _source(model, chosen, axes)
+        source = _source(model, chosen, axes, self.batch)
         return planned(self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch)
 
     def _spec(self, model: nn.Module, path: str, module: nn.Module, leaf: Leaf | None) -> Spec | str:
@@ -188,9 +191,12 @@ class SwapNorm:
                 each.new: (targets[each.old], axes[each.old]) for each in surgery.replacements if each.old in targets
             }
             found = matches(model, call, wanted) if call is not None and wanted else []
-            for each in found:
-                takers.append(each.put_in())
-                _begin_statistics(each, surgery)
+            takers += [each.put_in() for each in found]
+            fresh = [
+                each.new for each in surgery.replacements if running(each.new) and not isinstance(each.old, _BatchNorm)
+            ]
+            if self.batch is not None and fresh:
+                estimate(model, self.batch, fresh)
         except BaseException:  # Ctrl-C among them
             surgery.undo()
             for take_back in takers:
@@ -224,17 +230,6 @@ def _successor(old: nn.Module, spec: Spec) -> nn.Module:
     return new
 
 
-def _begin_statistics(found: Match, surgery: Surgery) -> None:
-    """Running statistics that are new begin with those of the batch."""
-    new = found.layer
-    old = next(each.old for each in surgery.replacements if each.new is new)
-    if isinstance(new, _BatchNorm) and not isinstance(old, _BatchNorm) and new.running_mean is not None:
-        assert new.running_var is not None
-        with torch.no_grad():
-            new.running_mean.copy_(found.statistics[0])
-            new.running_var.copy_(found.statistics[1])
-
-
 def _matchable(
     model: nn.Module, chosen: Mapping[nn.Module, Spec], met: Mapping[int, Leaf]
 ) -> dict[nn.Module, int | str]:
@@ -264,14 +259,15 @@ def _matchable(
     return found
 
 
-def _source(model: nn.Module, chosen: Mapping[nn.Module, Spec], axes: Mapping[nn.Module, int]) -> str:
+def _source(model: nn.Module, chosen: Mapping[nn.Module, Spec], axes: Mapping[nn.Module, int], batch: Any) -> str:
     """Lines for a script that do the same."""
-    lines = []
+    lines, fresh = [], []
     if any(spec.kind is GhostBatchNorm for spec in chosen.values()):
         lines.append("from holdfast.norms import GhostBatchNorm")
     paths = {module: paths_of(model, module)[0] for module in chosen}
     if axes:
-        lines += [f"axes = { ({paths[module]: axis for module, axis in axes.items()})!r}", _MATCHING]
+        by_path = {paths[module]: axis for module, axis in axes.items()}
+        lines += [f"axes = {by_path!r}", _MATCHING.replace("ARGUMENTS", called(batch))]
     for module, spec in chosen.items():
         places = [expression(model, path) for path in paths_of(model, module)]
         new = spec.make()
@@ -280,7 +276,11 @@ def _source(model: nn.Module, chosen: Mapping[nn.Module, Spec], axes: Mapping[nn
         if isinstance(module, _BatchNorm) and isinstance(new, _BatchNorm):
             taken += [name for name, buffer in module._buffers.items() if buffer is not None]
         lines += [f"new.{name} = {places[0]}.{name}" for name in taken if getattr(new, name) is not None]
+        if len(taken) < len(new.state_dict()):
+            lines.append("new.to(next(model.parameters()))  # type and device of what is fresh")
         lines.append(f"{' = '.join(places)} = new.train({places[0]}.training)")
         if module in axes:
             lines.append(f"matched({places[0]}, {paths[module]!r})")
-    return "\n".join(lines)
+        if running(new) and not isinstance(module, _BatchNorm):
+            fresh.append(places[0])
+    return "\n".join(lines + (estimating(fresh, called(batch)) if fresh and batch is not None else []))
