@@ -1,5 +1,6 @@
 import copy
 import pickle
+import random
 from functools import partial
 
 import pytest
@@ -109,11 +110,11 @@ def test_nothing_else_changes_and_undo_is_bit_for_bit():
     model(x).sum().backward()
     buffers = [id(each) for each in model.buffers()]
     gradients = [each.grad.clone() for each in model.parameters()]
-    before, random = contents(model), torch.get_rng_state()
+    before, state = contents(model), torch.get_rng_state()
     receipt = apply(model, batches=[x, x + 1])
     after = contents(model)
     assert [key for key in before if not torch.equal(before[key], after[key])] == ["1.running_mean", "1.running_var"]
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
     assert receipt.error_eval > 0
     assert receipt.error_train == 0
@@ -142,12 +143,12 @@ def test_a_batch_that_fails_leaves_everything_as_it_was(failing):
 
     bad = {"shape": [good, torch.randn(8, 3)], "nan": [good, good * float("nan")], "interrupt": interrupted}[failing]
     expected = {"shape": InputError, "nan": InputError, "interrupt": KeyboardInterrupt}[failing]
-    before, random = contents(model), torch.get_rng_state()
+    before, state = contents(model), torch.get_rng_state()
     plan = ReEstimate(batches=bad).plan(model, None)
     with pytest.raises(expected):
         plan.apply()
     assert all(torch.equal(value, before[key]) for key, value in contents(model).items())
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in model.modules())
     assert not model[0]._forward_pre_hooks
     with pytest.raises(expected):
@@ -234,14 +235,14 @@ def test_a_loader_of_pairs_a_function_and_a_generator():
     data = torch.utils.data.TensorDataset(x, torch.zeros(12))
     loader = torch.utils.data.DataLoader(data, batch_size=5, shuffle=True)
     model = nn.Sequential(nn.BatchNorm1d(2))
-    random = torch.get_rng_state()
+    state = torch.get_rng_state()
     plan = ReEstimate(batches=loader, inputs=lambda pair: pair[0]).plan(model, None)
     for _ in range(2):
         receipt = plan.apply()
         torch.testing.assert_close(model[0].running_var, x.var(0))
         assert receipt.error_eval > 0
         receipt.undo()
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), state)
 
     plan = ReEstimate(batches=lambda: iter(x.split(4))).plan(model, None)
     plan.apply().undo()
@@ -261,16 +262,19 @@ def test_a_generator_cannot_be_read_twice_and_the_error_says_how():
     assert torch.equal(model[0].running_mean, torch.zeros(2))
 
 
-def test_batches_made_up_by_the_global_generator_differ():
+@pytest.mark.parametrize("draw", [lambda: torch.randn(()).item(), random.random])
+def test_batches_made_up_by_a_global_generator_differ(draw):
     made = []
 
     def batches():
         for _ in range(3):
-            made.append(torch.randn(4, 2))
-            yield made[-1]
+            made.append(draw())
+            yield torch.randn(4, 2) + made[-1]
 
+    before = random.getstate()
     apply(nn.Sequential(nn.BatchNorm1d(2)), batches=batches)
-    assert len({each.sum().item() for each in made}) == 3
+    assert len(set(made)) == 3
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize(("options", "text"), [({}, "none"), ({"batches": 3}, "int"), ({"batches": []}, "none")])
