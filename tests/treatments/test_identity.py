@@ -176,7 +176,7 @@ def test_the_error_is_that_of_the_type(dtype, rounding):
 def test_the_lines_to_paste_do_the_same():
     model, pasted, batch = perceptron(), perceptron(), torch.randn(32, 4)
     plan = InsertNorm(start="identity", batch=batch).plan(model, None)
-    names = {"model": pasted, "inputs": batch, "torch": torch, "nn": nn, "OrderedDict": OrderedDict}
+    names = {"model": pasted, "batch": batch, "torch": torch, "nn": nn, "OrderedDict": OrderedDict}
     exec(plan.source, names)
     plan.apply()
     assert list(pasted.state_dict()) == list(model.state_dict())

@@ -18,7 +18,7 @@ def keep(layer, inputs):
     seen.setdefault(layer, []).append(inputs[0].detach().transpose(0, 1).flatten(1).clone())
 hooks = [layer.register_forward_pre_hook(keep) for layer in ({layers},)]
 with torch.no_grad():
-    model(inputs)  # what the model is called with
+    model(batch)  # what the model is called with
 for hook in hooks:
     hook.remove()
 def identity(norm, layer):

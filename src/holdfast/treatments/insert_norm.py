@@ -16,6 +16,7 @@ from holdfast.core.treatment import Plan
 from holdfast.live.surgery import check_model, check_place, one_line, operate
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.identity import LINES, Moments, moments_before
+from holdfast.treatments.incoming import batch_fails, stream_into
 from holdfast.treatments.places import (
     ACTIVATIONS,
     WEIGHTED,
@@ -25,15 +26,10 @@ from holdfast.treatments.places import (
     named,
     norm_before,
     paths_of,
-    weighted_before,
 )
 
 Kind = Literal["auto", "batch", "layer"]
 Start = Literal["fresh", "identity"]
-
-_FEWEST = 8
-"""Samples below which batch statistics are too noisy: the variance of n normal values has the relative standard
-deviation √(2/(n−1)), which is 53 % at 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +47,6 @@ class Norm:
 
     def __str__(self) -> str:
         return f"nn.{self.kind}({', '.join(map(str, self.arguments))})"
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """What flows into a layer: how many features, on which axis, beside how many axes of positions."""
-
-    width: int
-    spatial: int
-    features_last: bool
-    samples: int | None
-    calls: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,12 +213,12 @@ class InsertNorm:
             check_place(model, module, path)
         except SurgeryError as error:
             return error.got
-        stream = _stream(order, module)
+        stream = stream_into(order, module)
         if stream is None:
             return "its number of features is not known without a batch"
         if stream.width < 2:
             return "it has one input feature only"
-        per_sample = self.kind == "layer" or (self.kind == "auto" and _batch_fails(model, stream))
+        per_sample = self.kind == "layer" or (self.kind == "auto" and batch_fails(model, stream))
         if per_sample and self.start == "identity":
             return 'LayerNorm would serve here, and it cannot start as the identity: say kind="batch"'
         if stream.features_last and stream.spatial and not per_sample:
@@ -282,42 +267,3 @@ def _named_in_order(model: nn.Module, order: Sequence[Leaf], sites: Sequence[Sit
 def _default(order: Sequence[Leaf]) -> list[tuple[str, nn.Module]]:
     """Every layer with a matrix but the first, whose input is data."""
     return [(leaf.path, leaf.module) for leaf in order if type(leaf.module) in WEIGHTED][1:]
-
-
-def _batch_fails(model: nn.Module, stream: _Stream) -> bool:
-    per_sample = (nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    return (
-        (stream.features_last and stream.spatial > 0)
-        or stream.calls > 1
-        or (stream.samples is not None and stream.samples < _FEWEST)
-        or any(isinstance(module, per_sample) for module in model.modules())
-    )
-
-
-def _stream(order: Sequence[Leaf], module: nn.Module) -> _Stream | None:
-    """What flows into a layer, from its settings, from the layer that feeds it, and from its shape on the batch."""
-    leaf = next((leaf for leaf in order if leaf.module is module), None)
-    shape = None if leaf is None else leaf.shape
-    samples = None if shape is None else shape[0]
-    calls = 1 if leaf is None else leaf.calls
-    spatial = _convolved(module)
-    if spatial is not None:
-        return _Stream(module.in_channels, spatial, False, samples, calls)  # type: ignore[arg-type]
-    if type(module) is nn.Linear:
-        return _Stream(module.in_features, 0 if shape is None else len(shape) - 2, True, samples, calls)
-    feeding = weighted_before(order, module)
-    if feeding is None:
-        return None
-    spatial = _convolved(feeding.module)
-    if spatial is not None and (shape is None or len(shape) == spatial + 2):
-        return _Stream(feeding.module.out_channels, spatial, False, samples, calls)  # type: ignore[arg-type]
-    if isinstance(feeding.module, nn.Linear):
-        width = feeding.module.out_features
-        if shape is None or shape[-1] == width:
-            return _Stream(width, 0 if shape is None else len(shape) - 2, True, samples, calls)
-    return None
-
-
-def _convolved(module: nn.Module) -> int | None:
-    """Axes of positions of a convolution, `None` for other layers."""
-    return next((n for n, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)) if isinstance(module, kind)), None)

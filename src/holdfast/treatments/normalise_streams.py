@@ -16,12 +16,10 @@ from holdfast.live.merges import Merges, Operand
 from holdfast.live.surgery import check_model, one_line, operate
 from holdfast.treatments.branches import followed
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.incoming import FEWEST
 from holdfast.treatments.insert_norm import Kind, Norm
 from holdfast.treatments.places import expression, named, paths_of
 from holdfast.treatments.streams import Meeting, Tap, meetings, tap
-
-_FEWEST = 8
-"""Samples below which batch statistics are too noisy; as for `insert-norm`."""
 
 _PER_SAMPLE = (nn.RNNBase, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
@@ -166,7 +164,7 @@ class NormaliseStreams:
             return f"what {found.leaf} gives has an SD over the batch of {stream.spread:.2g}, below √ε = {eps**0.5:.2g}"
         # positions that are added to tokens are a sequence without a batch axis
         sequence = found.features_last and any(len(each.shape) > 2 for each in meeting.streams)
-        few = found.shape[0] < _FEWEST or any(isinstance(module, _PER_SAMPLE) for module in model.modules())
+        few = found.shape[0] < FEWEST or any(isinstance(module, _PER_SAMPLE) for module in model.modules())
         per_sample = self.kind == "layer" or (self.kind == "auto" and (few or sequence))
         if not per_sample:
             if sequence:
