@@ -29,6 +29,9 @@ UNITS = {
     "dead-units": "fraction",
     "collapsed-features": "fraction",
     "signal-spread": "ratio",
+    "batch-noise": "reference SD",
+    "train-eval-gap": "reference SD",
+    "running-lag": "reference SD",
 }
 
 

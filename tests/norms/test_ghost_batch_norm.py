@@ -14,6 +14,7 @@ from holdfast.core.errors import InputError
 from holdfast.core.protocols import Telemetry
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 
+NORMAL = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 TORCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -169,13 +170,17 @@ def test_under_autocast_the_type_stays():
 
 @pytest.mark.parametrize(
     "data",
-    [torch.randn(64, 4) * 0.01 + 100, torch.randn(64, 4) + 2000, torch.full((16, 3), 7.0), torch.zeros(16, 3)],
+    [NORMAL * 0.01 + 100, NORMAL + 2000, torch.full((16, 3), 7.0), torch.zeros(16, 3)],
     ids=["offset", "far", "constant", "zero"],
 )
 def test_hard_inputs_against_float64(data):
     norm = GhostBatchNorm(data.shape[1], chunk_size=8, affine=False)
     expected, _, _ = reference(norm, data)
-    torch.testing.assert_close(norm(data).double(), expected, rtol=2e-3, atol=2e-3)
+    # A float32 tells values of 100 apart by 8e-6, of 2000 by 1e-4: a chunk's mean cannot be known better than that.
+    resolution = torch.finfo(torch.float32).eps * data.abs().max()
+    spread = min(float(chunk.double().std(0).min()) for chunk in data.split(8))
+    atol = 2 * float(resolution) / max(spread, 1e-3)
+    torch.testing.assert_close(norm(data).double(), expected, rtol=1e-4, atol=max(atol, 1e-5))
 
 
 def test_layout_and_identical_runs():

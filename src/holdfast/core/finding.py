@@ -69,7 +69,12 @@ class Inconclusive:
 class Diagnosis:
     """All findings of a run, ranked, with the verdict and what could not be judged or seen.
 
-    Iterating gives the findings.
+    Iterating gives the findings; as text it is what a person reads: the findings, the verdict, what was not seen.
+
+    Example:
+        >>> print(Diagnosis("runs/a", 10, "all is well", (), not_seen=("a fused attention",)))
+        verdict: all is well
+        not seen: a fused attention
     """
 
     run: str
@@ -84,6 +89,16 @@ class Diagnosis:
 
     def __len__(self) -> int:
         return len(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                *(f"{each.rank}. {each}" for each in self.findings),
+                f"verdict: {self.verdict}",
+                *(f"inconclusive: {each.rule}: {each.reason}" for each in self.inconclusive),
+                *(f"not seen: {each}" for each in self.not_seen),
+            ]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the object that `holdfast diagnose --json` prints."""

@@ -88,8 +88,9 @@ class StaleStatistics:
 
     def _keeps_none(self, history: History, stream: str) -> bool:
         """Whether the normalisers observed keep no running statistics."""
+        kept = ("train-eval-gap", "running-lag")
         noise = normaliser_series(history, "batch-noise", stream)
-        return bool(noise) and not normaliser_series(history, "train-eval-gap", stream)
+        return bool(noise) and not any(normaliser_series(history, measure, stream) for measure in kept)
 
     def _stale(self, series: list[Series]) -> list[Series]:
         stands = discoveries([each.noise_p for each in series])
