@@ -82,7 +82,6 @@ def preflight(
     inner = inner_model(model)
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     call = record_call(args, {})
-    run = MemoryRun("preflight")
     structure = extract(inner, optimizer, call=call)
     leaves = observed_leaves(inner)
     layers = roles(leaves, structure)

@@ -164,7 +164,7 @@ class Observer:
         normalised: what batch normalisers did in the passes trained on since `begin`, by the site of their input; of
             several passes the last.
         in_force: the roles with which that was read.
-        skipped: `"path:port"` → why its values cannot be read; over the whole run.
+        skipped: `"the input of 0"` → why its values cannot be read; over the whole run.
     """
 
     def __init__(
@@ -302,7 +302,8 @@ class Observer:
 
     def _read(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            self.skipped[f"{path}:{port}"] = f"{tensor.dtype} {tensor.layout} values are not floating-point arrays"
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            self.skipped[f"the {port} of {path or 'the model'}"] = f"{kind} values are not measured"
             return
         known = self._known.get(id(tensor))
         if known is not None and (known.tensor() is not tensor or known.version != tensor._version):

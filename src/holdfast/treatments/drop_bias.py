@@ -20,6 +20,7 @@ from holdfast.live.optimiser import Groups, check_optimizer
 from holdfast.live.surgery import check_model
 from holdfast.treatments.change import Batch, Change, difference, outputs, planned
 from holdfast.treatments.follow import Followed
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import WEIGHTED, expression, leaves, named, paths_of
 
 _TOLERANCE = 1e-3
@@ -93,7 +94,7 @@ class DropBias:
             norm = follow.behind(path, module) if len(paths_of(model, module)) == 1 else "it is shared"
             reason = _reason(model, module, norm) if isinstance(norm, _NormBase) else norm
             if reason or not isinstance(norm, _NormBase):
-                diff.append(f"  {path}: left as it is: {reason}")
+                diff.append(left_alone(path, str(reason)))
                 continue
             where = paths_of(model, norm)[0]
             pairs[path] = (module, norm, where)
@@ -102,7 +103,7 @@ class DropBias:
         if not pairs:
             raise SurgeryError(
                 "a linear or convolutional layer with a bias straight before a BatchNorm or InstanceNorm",
-                "; ".join(line.strip() for line in diff) or "none among those named",
+                why_nothing(diff) or "none among those named",
                 "leave the model as it is" if self.batch is not None else "give batch= so that the flow is followed",
             )
 

@@ -20,6 +20,7 @@ from holdfast.live.surgery import check_model, check_place, operate
 from holdfast.treatments.change import Batch, Change, call_of, difference, planned, rerun
 from holdfast.treatments.follow import Followed
 from holdfast.treatments.frozen import FROZEN, FrozenBatchNorm
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import WEIGHTED, expression, leaves, named, paths_of
 
 LAYERS: tuple[type[nn.Module], ...] = (*WEIGHTED, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -110,7 +111,7 @@ class Fold:
         if not pairs:
             raise SurgeryError(
                 "a linear or convolutional layer straight before a BatchNorm with running statistics",
-                "; ".join(line.strip() for line in left) or "none" + (" among those named" if sites else ""),
+                why_nothing(left) or "none" + (" among those named" if sites else ""),
                 "leave the model as it is",
             )
         diff, source = list(left), ["from holdfast.treatments.fold import folded"]
@@ -199,7 +200,7 @@ def _pairs(model: nn.Module, batch: Batch, wanted: set[int]) -> tuple[dict[str, 
                 pairs[path] = (layer, norm, paths_of(model, norm)[0])
                 continue
             norm = reason
-        left.append(f"  {path}: left as it is: {norm}")
+        left.append(left_alone(path, str(norm)))
     return pairs, left
 
 

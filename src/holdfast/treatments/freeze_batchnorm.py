@@ -16,6 +16,7 @@ from holdfast.live.optimiser import check_owner
 from holdfast.live.surgery import check_model, one_line
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.frozen import FROZEN, FrozenBatchNorm, freeze
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import expression, named
 
 
@@ -90,7 +91,7 @@ class FreezeBatchNorm:
                 continue
             reason = _reason(module)
             if reason:
-                diff.append(f"  {path}: left as it is: {reason}")
+                diff.append(left_alone(path, reason))
                 continue
             norms[path] = module
             statistics = "fixed, γ and β fixed" if self.affine and module.affine else "fixed"
@@ -99,7 +100,7 @@ class FreezeBatchNorm:
         if not norms:
             raise SurgeryError(
                 "a BatchNorm with running statistics",
-                "; ".join(line.strip() for line in diff) or "none" + (" among those named" if sites else ""),
+                why_nothing(diff) or "none" + (" among those named" if sites else ""),
                 "leave the model as it is",
             )
 

@@ -17,6 +17,7 @@ from holdfast.live.surgery import check_model, check_place, one_line, operate
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.identity import LINES, Moments, moments_before
 from holdfast.treatments.incoming import batch_fails, stream_into
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import (
     ACTIVATIONS,
     WEIGHTED,
@@ -135,12 +136,11 @@ class InsertNorm:
             if isinstance(norm, Norm):
                 norms[id(module)] = norm
             else:
-                left[id(module)] = f"  {path or 'the model'}: left as it is: {norm}"
+                left[id(module)] = left_alone(path, norm)
         if not norms:
             raise SurgeryError(
                 "a layer that can take a normaliser in front",
-                "; ".join(line.strip() for line in left.values())
-                or "no linear or convolutional layer behind the first",
+                why_nothing(left.values()) or "no linear or convolutional layer behind the first",
                 "name layers with sites=, give batch= so that shapes are known, or write the norm into the model",
             )
         if self.start == "identity":

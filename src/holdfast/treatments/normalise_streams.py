@@ -18,6 +18,7 @@ from holdfast.treatments.branches import followed
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.incoming import FEWEST
 from holdfast.treatments.insert_norm import Kind, Norm
+from holdfast.treatments.left import why_nothing
 from holdfast.treatments.places import expression, named, paths_of
 from holdfast.treatments.streams import Meeting, Tap, meetings, tap
 
@@ -114,7 +115,7 @@ class NormaliseStreams:
         if not norms:
             raise SurgeryError(
                 f"streams whose RMS differ by more than a factor of {self.factor:g} before they meet",
-                "; ".join(line.strip() for line in diff) or "none that meet" + (" there" if paths else " on the batch"),
+                why_nothing(diff) or "none that meet" + (" there" if paths else " on the batch"),
                 "leave them as they are",
             )
         modules = dict(model.named_modules())

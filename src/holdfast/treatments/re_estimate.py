@@ -23,6 +23,7 @@ from holdfast.live.surgery import check_model
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.stats.channels import ChannelMoments
 from holdfast.treatments.change import Batch, Change, call_of, planned, rerun
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import expression, named
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, GhostBatchNorm)
@@ -110,14 +111,14 @@ class ReEstimate:
         for path, module in named(model, sites) or list(model.named_modules()):
             reason = _reason(module)
             if reason:
-                diff += [f"  {path}: left as it is: {reason}"] if isinstance(module, _BatchNorm) else []
+                diff += [left_alone(path, reason)] if isinstance(module, _BatchNorm) else []
             elif isinstance(module, _BatchNorm):
                 norms[path] = module
                 diff += [f"- {path}: running statistics of {_past(module)}", f"+ {path}: those of the batches given"]
         if not norms:
             raise SurgeryError(
                 "a BatchNorm with running statistics",
-                "; ".join(line.strip() for line in diff) or "none" + (" among those named" if sites else ""),
+                why_nothing(diff) or "none" + (" among those named" if sites else ""),
                 "leave the model as it is",
             )
 

@@ -18,6 +18,7 @@ from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_optimizer, forget
 from holdfast.live.surgery import check_model
 from holdfast.treatments.change import Batch, Change, call_of, planned, rerun
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import (
     WEIGHTED,
     Leaf,
@@ -118,7 +119,7 @@ class Reinitialise:
         for path, module in _layers(model, order, sites):
             reason = _reason_against(model, module)
             if reason is not None:
-                diff.append(f"  {path or 'the model'}: left as it is: {reason}")
+                diff.append(left_alone(path, reason))
                 continue
             target = self._target(order, path, module)
             targets.append(target)
@@ -128,7 +129,7 @@ class Reinitialise:
         if not targets:
             raise SurgeryError(
                 "linear or convolutional layers whose weights may be drawn anew",
-                "; ".join(line.strip() for line in diff) or "none among those named",
+                why_nothing(diff) or "none among those named",
                 "name other layers with sites=",
             )
         if self.scheme == "lsuv":

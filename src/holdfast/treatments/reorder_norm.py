@@ -16,6 +16,7 @@ from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import Groups, check_optimizer
 from holdfast.live.surgery import check_model, one_line
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.neighbours import Pair, handed_on, neighbours
 from holdfast.treatments.places import ACTIVATIONS, NORMS, expression, named, paths_of
 from holdfast.treatments.running import called, estimate, estimating, running
@@ -99,7 +100,7 @@ class ReorderNorm:
             if isinstance(pair, Pair) and flows is not None:
                 pair = pair if flows.get(pair.key) == 1 else "on the batch the two do not run once, one on the other"
             if isinstance(pair, str):
-                diff.append(f"  {path or 'the model'}: left as it is: {pair}")
+                diff.append(left_alone(path, pair))
                 continue
             pairs.append(pair)
             parent = paths_of(model, pair.parent)[0]
@@ -141,7 +142,7 @@ class ReorderNorm:
         done = diff and all(line.endswith("already") for line in diff)
         return SurgeryError(
             f"a normaliser that can move {self.to} its activation",
-            "; ".join(line.strip() for line in diff) or "a model without a normaliser",
+            why_nothing(diff) or "a model without a normaliser",
             "nothing is left to move" if done else "write the order into the model, or name other layers with sites=",
         )
 

@@ -14,6 +14,7 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.surgery import check_model, check_place, one_line, operate
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.left import first_of
 from holdfast.treatments.places import WEIGHTED, expression, leaves, named, paths_of
 
 _SATURATING: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign)
@@ -90,7 +91,7 @@ class ReplaceActivation:
         if not targets:
             raise SurgeryError(
                 "a sigmoid or tanh module with a layer behind it",
-                "none among " + (", ".join(site.module or "the model" for site in sites) or "the model's modules"),
+                "none among " + (first_of(site.module or "the model" for site in sites) or "the model's modules"),
                 "activations called as functions are changed in the script itself",
             )
         for path, module, _ in targets:

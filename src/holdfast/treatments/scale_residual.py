@@ -20,6 +20,7 @@ from holdfast.live.optimiser import check_owner
 from holdfast.live.surgery import check_model
 from holdfast.treatments.branches import Branch, branches, followed
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.left import why_nothing
 from holdfast.treatments.places import expression, named
 
 How = Literal["depth", "zero"]
@@ -127,7 +128,7 @@ class ScaleResidual:
             nothing = f"none on the batch ({additions} additions of streams in all)"
             alone = "one, and 1/√1 changes nothing" if ends else nothing
             raise SurgeryError(
-                "residual branches x + f(x) that can be scaled", "; ".join(left) or alone, "leave them as they are"
+                "residual branches x + f(x) that can be scaled", why_nothing(left) or alone, "leave them as they are"
             )
         diff = [line for end in ends for line in _difference(end, factor)] + [f"  {line}" for line in left]
         names = ", ".join(name for end in ends for name in end.names)

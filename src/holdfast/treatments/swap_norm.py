@@ -17,6 +17,7 @@ from holdfast.live.optimiser import check_optimizer
 from holdfast.live.surgery import check_model, check_place, one_line, operate
 from holdfast.norms import GhostBatchNorm
 from holdfast.treatments.change import Batch, Change, call_of, planned
+from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.matching import matches, moments_of
 from holdfast.treatments.normalisers import KINDS, KNOWN, Spec, counterpart, is_kind
 from holdfast.treatments.places import NORMS, Leaf, expression, leaves, named, paths_of
@@ -129,7 +130,7 @@ class SwapNorm:
         for path, module in modules:
             spec = self._spec(model, path, module, met.get(id(module)))
             if isinstance(spec, str):
-                diff.append(f"  {path or 'the model'}: left as it is: {spec}")
+                diff.append(left_alone(path, spec))
                 continue
             chosen[module] = spec
             diff += [f"- {path}: {one_line(module)}", f"+ {path}: {spec}"]
@@ -166,7 +167,7 @@ class SwapNorm:
         done = modules and all(type(module) in KNOWN and is_kind(module, self.to) for _, module in modules)
         return SurgeryError(
             f"a normaliser that can become one of kind {self.to!r}",
-            "; ".join(line.strip() for line in diff) or "a model without a normaliser",
+            why_nothing(diff) or "a model without a normaliser",
             "nothing is left to swap"
             if done
             else "name normalisers with sites=, give batch= so that shapes are known, or ask for another kind with to=",
