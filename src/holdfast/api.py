@@ -28,6 +28,7 @@ from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.diagnosis.diagnose import diagnose as ask
 from holdfast.monitor.cadence import Every
+from holdfast.monitor.observer import MAX_ELEMENTS
 from holdfast.monitor.watch import Mode, Watch
 from holdfast.store.reader import RunReader
 from holdfast.store.writer import RunWriter
@@ -215,7 +216,7 @@ def watch(
     budget: float = 0.01,
     sites: Sequence[str] | None = None,
     mode: Mode = "sampled",
-    max_elements: int = 16_384,
+    max_elements: int = MAX_ELEMENTS,
     stream: str = "net",
     strict: bool = False,
 ) -> LiveRun:

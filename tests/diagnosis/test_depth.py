@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from holdfast.diagnosis.depth import profile_of, weight_layers, weights_only
+from holdfast.core.site import Site
+from holdfast.diagnosis.depth import Profile, profile_of, weight_layers, weights_only
 from holdfast.diagnosis.evidence import series_of
 
 
@@ -43,3 +45,14 @@ def test_biases_are_no_weights_with_and_without_structure(script):
 def test_zeros_and_missing_layers_are_no_figures(script):
     history = script().layers("a", "b").gradients({"a": 0.0, "b": 1.0}).history
     assert [site.module for site in _profile(history, ("a", "b")).sites] == ["b"]
+
+
+def test_the_slope_and_its_interval_are_theil_and_sens():
+    generator = np.random.default_rng(0)
+    for n in (3, 4, 9, 30):
+        values = np.round(np.exp(0.3 * np.arange(n) + generator.standard_normal(n)), 1 if n == 30 else 9) + 0.1
+        sites = tuple(Site(f"l{k}", "input") for k in range(n))
+        depth = tuple(k - (k % 3 == 2) for k in range(n))
+        slope = Profile(sites, depth, (1,), values[None]).slope()
+        expected = stats.theilslopes(np.log(values), depth)
+        assert slope == pytest.approx((expected.slope, expected.low_slope, expected.high_slope), rel=1e-12)

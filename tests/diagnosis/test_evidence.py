@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from holdfast.diagnosis.evidence import discoveries, exceedance, series_of, sustained
 
@@ -23,6 +24,16 @@ def test_discoveries_are_benjamini_hochberg():
     assert step_up == [True, True, True, True, False]
     assert discoveries(p) == step_up
     assert discoveries([0.04] + [0.5] * 20) == [False] * 21
+
+
+def test_tails_and_discoveries_are_scipys():
+    generator = np.random.default_rng(0)
+    for observed in (1, 7, 400):
+        for exceeding in {0, 1, observed // 2, observed}:
+            assert exceedance(exceeding, observed) == pytest.approx(stats.binom.sf(exceeding - 1, observed, 0.05))
+    for count in (1, 5, 200):
+        p = (generator.random(count) ** 4).tolist()
+        assert discoveries(p) == (stats.false_discovery_control(p) <= 0.05).tolist()
 
 
 def test_noise_at_many_sites_is_rarely_a_discovery():

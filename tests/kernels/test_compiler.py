@@ -50,6 +50,17 @@ def test_reference_mode_starts_no_thread():
     assert _says(code, HOLDFAST_KERNELS="reference") == ["1", "False", "False"]
 
 
+def test_postponed_starts_with_the_first_figure_after_it():
+    code = "with compiler.postponed(): summarise_block(x, 0, 1.0); print(threading.active_count())\n"
+    assert _says(code + "summarise_block(x, 0, 1.0); print(compiler._compiler.started)") == ["1", "True"]
+
+
+def test_a_preflight_loads_neither_compiler_nor_statistics_library():
+    code = "import holdfast as hf; net = torch.nn.Linear(2, 2); batch = torch.randn(8, 2), torch.randn(8, 2)\n"
+    code += "hf.preflight(net, batch, torch.nn.functional.mse_loss); print('numba' in sys.modules)\n"
+    assert _says(code + "print('scipy.stats' in sys.modules)") == ["False", "False"]
+
+
 def test_compiled_mode_waits():
     assert _says("summarise_block(x, 0, 1.0); print(compiler.state()['ready'])", HOLDFAST_KERNELS="compiled") == [
         "True"

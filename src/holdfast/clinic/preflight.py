@@ -17,6 +17,7 @@ from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.diagnosis.diagnose import RULES, diagnose
 from holdfast.diagnosis.wording import plural
+from holdfast.kernels.compiler import postponed
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.random_state import preserved_random_state
@@ -24,7 +25,7 @@ from holdfast.live.replay import record_call, untouched
 from holdfast.live.structure import extract
 from holdfast.measures.gradient_norm import gradient_norm
 from holdfast.monitor.nonfinite import nonfinite_event
-from holdfast.monitor.observer import Observer, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.store.memory import MemoryRun
 
@@ -46,6 +47,7 @@ ONE_BATCH = tuple(
 )
 
 
+@postponed()
 def preflight(
     model: nn.Module,
     batch: Sequence[Any],
@@ -85,7 +87,7 @@ def preflight(
     structure = extract(inner, optimizer, call=call)
     leaves = observed_leaves(inner)
     layers = roles(leaves, structure)
-    observer = Observer(leaves, stream="net", max_elements=None, roles=layers, failed=_raise)
+    observer = Observer(leaves, stream="net", max_elements=MAX_ELEMENTS, roles=layers, failed=_raise)
     run = MemoryRun("preflight")
     run.describe(structure)
     try:

@@ -219,7 +219,7 @@ def interval_of(values: Sequence[float], alpha: float) -> tuple[float, float, fl
     Returns:
         `(mean, low, high)`; the whole line for a single value that is not zero.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n = len(values)
     mean = math.fsum(values) / n
@@ -228,5 +228,5 @@ def interval_of(values: Sequence[float], alpha: float) -> tuple[float, float, fl
     if n < 2:
         return mean, -math.inf, math.inf
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf(1 - alpha / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, 1 - alpha / 2)) * sd / math.sqrt(n)
     return mean, mean - half, mean + half

@@ -14,6 +14,7 @@ from numpy import ndarray
 from holdfast.core.protocols import History
 from holdfast.core.site import Site
 from holdfast.diagnosis.evidence import Series
+from holdfast.measures.student import NORMAL_975
 
 
 class Slope(NamedTuple):
@@ -63,22 +64,38 @@ class Profile:
     def slope(self) -> Slope:
         """Theil–Sen slope of the layers' medians: half of the layers may be odd without moving it.
 
-        Its interval (Sen 1968) comes from the scatter of the layers about the trend.
+        Its interval (Sen 1968) comes from the scatter of the layers about the trend: between the pairwise slopes that
+        Kendall's S, were there no trend, would leave out at 2.5 % on each side.
         """
-        from scipy.stats import theilslopes
-
-        fit = theilslopes(np.log(self.medians), np.array(self.depth, np.float64))
-        return Slope(float(fit.slope), float(fit.low_slope), float(fit.high_slope))
+        x, y = np.array(self.depth, np.float64), np.log(self.medians)
+        slopes = np.sort(_pairwise(x, y))
+        n = len(x)
+        tied = sum(_disorder(count) for each in (x, y) for count in np.unique(each, return_counts=True)[1].tolist())
+        half = NORMAL_975 * math.sqrt(max(_disorder(n) - tied, 0) / 18)
+        low = max(round((len(slopes) - half) / 2) - 1, 0)
+        high = min(round((len(slopes) + half) / 2), len(slopes) - 1)
+        return Slope(float(np.median(slopes)), float(slopes[low]), float(slopes[high]))
 
 
 def _theil_sen(depth: Sequence[int], values: Float64[ndarray, layers]) -> float:
     usable = np.isfinite(values) & (values > 0)
     if usable.sum() < 3:
         return math.nan
-    x, y = np.array(depth, np.float64)[usable], np.log(values[usable])
+    slopes = _pairwise(np.array(depth, np.float64)[usable], np.log(values[usable]))
+    return float(np.median(slopes)) if len(slopes) else math.nan
+
+
+def _pairwise(x: Float64[ndarray, layers], y: Float64[ndarray, layers]) -> Float64[ndarray, pairs]:
+    """Slopes between all pairs of points, `x` ascending, those of equal `x` left out."""
     i, j = np.triu_indices(len(x), 1)
     apart = x[j] > x[i]
-    return float(np.median((y[j] - y[i])[apart] / (x[j] - x[i])[apart])) if apart.any() else math.nan
+    slopes: Float64[ndarray, pairs] = (y[j] - y[i])[apart] / (x[j] - x[i])[apart]
+    return slopes
+
+
+def _disorder(n: int) -> int:
+    """18 times the variance of Kendall's S for `n` points in any order."""
+    return n * (n - 1) * (2 * n + 5)
 
 
 def weight_layers(history: History, stream: str) -> tuple[str, ...]:

@@ -133,9 +133,9 @@ def exceedance(exceeding: int, observed: int, rate: float = FLOOR_RATE) -> float
         >>> round(exceedance(1, 1), 3), round(exceedance(3, 3), 6), exceedance(0, 0)
         (0.05, 0.000125, 1.0)
     """
-    from scipy.stats import binom
+    from scipy.special import bdtrc  # not scipy.stats, which takes a second to load
 
-    return float(binom.sf(exceeding - 1, observed, rate)) if observed else 1.0
+    return float(bdtrc(exceeding - 1, observed, rate)) if exceeding else 1.0
 
 
 def sustained(values: NDArray[np.float64], threshold: float) -> float:
@@ -171,8 +171,6 @@ def discoveries(p_values: Sequence[float], rate: float = FALSE_DISCOVERY_RATE) -
         >>> discoveries([])
         []
     """
-    if not p_values:
-        return []
-    from scipy.stats import false_discovery_control
-
-    return [bool(adjusted <= rate) for adjusted in false_discovery_control(p_values)]
+    ranked = sorted(p_values)
+    below = [p for rank, p in enumerate(ranked, 1) if p <= rate * rank / len(ranked)]
+    return [bool(below) and p <= below[-1] for p in p_values]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 Kernel = Callable[..., Any]
@@ -29,6 +30,7 @@ class _Compiler:
         self.finished = threading.Event()
         self.starting = threading.Lock()
         self.at_work = threading.Lock()
+        self.postponed = 0
 
     def start(self) -> None:
         with self.starting:
@@ -100,11 +102,21 @@ def kernel() -> Kernel | None:
     """The compiled kernel; `None` while there is none. The first call starts the compiler."""
     if _compiler.kernel is not None:
         return _compiler.kernel
-    if not _compiler.started:
+    if not _compiler.started and not (_compiler.postponed and _mode() == "auto"):
         warm_up()
         if _mode() == "compiled":
             wait()
     return _compiler.kernel
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Start no compiler within: plain PyTorch reads one batch before Numba would have been loaded."""
+    _compiler.postponed += 1
+    try:
+        yield
+    finally:
+        _compiler.postponed -= 1
 
 
 def state() -> dict[str, Any]:

@@ -22,6 +22,9 @@ from holdfast.stats.batch_statistics import BatchStatistics
 from holdfast.stats.observation import Observation, observe
 from holdfast.stats.summary import Summary
 
+MAX_ELEMENTS = 16_384
+"""Elements read of a tensor in sampled mode, all samples first."""
+
 
 @dataclass(slots=True)
 class Gradient:

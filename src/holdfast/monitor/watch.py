@@ -39,7 +39,7 @@ from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.fixed_probe import FixedProbe
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
-from holdfast.monitor.observer import Observer, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
 from holdfast.monitor.parameters import Parameters
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.stats.features import Features
@@ -110,7 +110,7 @@ class Watch:
         budget: float = 0.01,
         sites: Sequence[str] | None = None,
         mode: Mode = "sampled",
-        max_elements: int = 16_384,
+        max_elements: int = MAX_ELEMENTS,
         folder: Path | None = None,
         strict: bool = False,
     ) -> None:
