@@ -63,7 +63,7 @@ def test_the_first_applicable_is_chosen_and_the_rest_explained():
     assert found.treatment == "insert-norm"
     assert "+ 4: Sequential" in found.diff
     assert found.plans[1].treatment == "scale-rate"
-    assert "it moves" in str(found)
+    assert "chosen: insert-norm, for shifting-input (finding 1): its first treatment that" in str(found)
     receipt = found.apply(model, optimizer)
     assert isinstance(model[4], nn.Sequential)
     receipt.undo()

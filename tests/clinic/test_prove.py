@@ -143,7 +143,7 @@ def test_a_rival_that_does_as_much_takes_the_praise_away():
     proof = quick(plan, model, optimizer, rivals=True, steps=30, seeds=4)
     assert proof.comparisons[0].better is True
     assert proof.verdict == "no measurable benefit"
-    assert "learning rate × 3 does as much" in proof.sentence
+    assert "but a learning rate × 3 helps too, and is not measurably worse" in proof.sentence
     alone = quick(plan, model, optimizer, rivals=False, steps=30, seeds=4)
     assert alone.verdict == "helps"
 
@@ -154,6 +154,22 @@ def test_a_harmful_plan_hurts():
     proof = quick(plan, model, optimizer, rivals=True, steps=60, seeds=3)
     assert proof.verdict == "hurts"
     assert len(proof.arms) == 2  # a rate against rates would be its own rival
+
+
+def test_a_loss_that_contradicts_the_metric_is_told():
+    """A metric that praises doubt: the plan that learns nothing is best by it, and worst by the loss."""
+    model, optimizer = patient(dropout=0.0)
+    plan = TREATMENTS["scale-rate"](factor=1e-6).plan(model, optimizer)
+
+    def doubt(output, targets):
+        return F.cross_entropy(output, targets)
+
+    proof = quick(plan, model, optimizer, steps=60, seeds=3, metric=doubt)
+    assert proof.verdict == "helps"
+    assert "; the loss says the opposite: +" in proof.sentence
+    agreeing = quick(plan, model, optimizer, steps=60, seeds=3, metric=doubt, higher_is_better=False)
+    assert agreeing.verdict == "hurts"
+    assert "opposite" not in agreeing.sentence
 
 
 def test_divergence_is_told_and_decides_only_when_it_is_one_sided():

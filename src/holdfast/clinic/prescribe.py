@@ -167,7 +167,7 @@ def _choice(
         return Choice(finding.rule, finding.rank, name, "recipe", f"lines for your script; {proof}", plan)
     if taken:
         return Choice(finding.rule, finding.rank, name, "alternative", "it could be applied; another came first", plan)
-    return Choice(finding.rule, finding.rank, name, "chosen", f"it answers {finding.message}", plan)
+    return Choice(finding.rule, finding.rank, name, "chosen", "its first treatment that can be applied here", plan)
 
 
 def _known(model: nn.Module, sites: Sequence[Site]) -> list[Site]:

@@ -257,9 +257,8 @@ def _conclude(
     arms = {name: _arm(name, trials) for name in trials}
     treated, untreated = arms[TREATED], arms[UNTREATED]
     main = compare(primary, treated, untreated, higher_is_better=best_is_high, alpha=alpha)
-    comparisons = [main]
-    if primary != "loss":
-        comparisons.append(compare("loss", treated, untreated, higher_is_better=False, alpha=alpha))
+    loss = compare("loss", treated, untreated, higher_is_better=False, alpha=alpha)
+    comparisons = [main] if primary == "loss" else [main, loss]
     against = {
         name: compare(primary, treated, arm, higher_is_better=best_is_high, alpha=alpha)
         for name, arm in arms.items()
@@ -271,13 +270,15 @@ def _conclude(
         for name in against
         if compare(primary, arms[name], untreated, higher_is_better=best_is_high, alpha=alpha).better
     ]
-    unbeaten = [name for name in helpful if against[name].better is not True]
+    unbeaten = [against[name] for name in helpful if against[name].better is not True]
     verdict, sentence = _verdict(main, untreated, treated, unbeaten, worthwhile, seeds)
+    if primary != "loss" and None not in (main.better, loss.better) and main.better != loss.better:
+        sentence += f"; the loss says the opposite: {_told(loss)})"
     return Proof(treatment, verdict, sentence, primary, tuple(comparisons), tuple(arms.values()), seeds, steps, shift)
 
 
 def _verdict(
-    main: Comparison, untreated: Arm, treated: Arm, unbeaten: list[str], worthwhile: float, seeds: int
+    main: Comparison, untreated: Arm, treated: Arm, unbeaten: list[Comparison], worthwhile: float, seeds: int
 ) -> tuple[ProofVerdict, str]:
     if untreated.diverged or treated.diverged:
         told = (
@@ -285,17 +286,18 @@ def _verdict(
         )
         told += "untreated trainings"
     else:
-        level = f"{100 * (1 - main.alpha):.3g} %"
-        told = (
-            f"{main.outcome}, treated − untreated: {_signed(main.mean)} ({level} interval "
-            f"{_signed(main.interval[0])} to {_signed(main.interval[1])}, n = {seeds} seeds; untreated "
-            f"{_mean(untreated.outcome(main.outcome)):.4g})"
-        )
+        before = _mean(untreated.outcome(main.outcome))
+        told = f"{main.outcome}, treated − untreated: {_told(main)}, n = {seeds} seeds; untreated {before:.4g})"
     if main.better is False:
         return "hurts", told
     if main.better is True:
         if unbeaten:
-            return "no measurable benefit", f"{told}; but a {unbeaten[0]} does as much without it"
+            rival = unbeaten[0]
+            return (
+                "no measurable benefit",
+                f"{told}; but a {rival.against} helps too, and is not measurably worse: treated − {rival.against}: "
+                f"{_told(rival)})",
+            )
         return "helps", told
     if not (untreated.diverged or treated.diverged):
         least = worthwhile * abs(_mean(untreated.outcome(main.outcome)))
@@ -303,6 +305,12 @@ def _verdict(
         if -least <= low and high <= least:
             return "no measurable benefit", f"{told}; a difference of {least:.3g} would have been worthwhile"
     return "inconclusive", f"{told}; more seeds or more steps would tell"
+
+
+def _told(of: Comparison) -> str:
+    """Mean and interval, the bracket left open."""
+    low, high = of.interval
+    return f"{_signed(of.mean)} ({100 * (1 - of.alpha):.3g} % interval {_signed(low)} to {_signed(high)}"
 
 
 def _check(
