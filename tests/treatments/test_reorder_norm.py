@@ -7,7 +7,6 @@ from torch import nn
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
-from holdfast.live.surgery import rename_keys
 from holdfast.norms import GhostBatchNorm
 from holdfast.treatments.reorder_norm import ReorderNorm
 
@@ -102,7 +101,7 @@ def test_a_converted_checkpoint_loads():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    model.load_state_dict(rename_keys(checkpoint, receipt.renamed), strict=True)
+    model.load_state_dict(receipt.convert(checkpoint), strict=True)
     assert torch.equal(model.body[2].weight, checkpoint["body.1.weight"])
     assert torch.equal(model.body[1].running_mean, checkpoint["body.2.running_mean"])
 

@@ -6,7 +6,6 @@ from torch import nn
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
-from holdfast.live.surgery import rename_keys
 from holdfast.norms import GhostBatchNorm
 from holdfast.treatments.matching import OutputMoments
 from holdfast.treatments.swap_norm import SwapNorm
@@ -175,7 +174,7 @@ def test_an_old_checkpoint_is_carried_over():
             parameter.zero_()
     with pytest.raises(RuntimeError, match="Unexpected key"):
         model.load_state_dict(checkpoint)
-    model.load_state_dict(rename_keys(checkpoint, receipt.renamed, receipt.removed), strict=True)
+    model.load_state_dict(receipt.convert(checkpoint), strict=True)
     assert all(torch.equal(value, checkpoint[key]) for key, value in model.state_dict().items())
 
 

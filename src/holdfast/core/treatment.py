@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -49,6 +49,25 @@ class Receipt:
             )
         self.undo_()
         self.undone = True
+
+    def convert(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint of the model before the treatment, under the names after it.
+
+        Keys that the treatment added are not in it: where there are any, load with `strict=False`, and they stay as
+        they are.
+
+        Args:
+            state: what `model.state_dict()` gave before.
+
+        Returns:
+            The same tensors, those whose keys are gone left out.
+
+        Example:
+            >>> receipt = Receipt("swap", (), lambda: None, renamed={"1.weight": "1.0.weight"}, removed=("1.mean",))
+            >>> receipt.convert({"0.weight": 1, "1.weight": 2, "1.mean": 3})
+            {'0.weight': 1, '1.0.weight': 2}
+        """
+        return {self.renamed.get(key, key): value for key, value in state.items() if key not in self.removed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ A *policy* `(module, path) → module or None` says what takes the place of each
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -253,26 +253,6 @@ def check_place(model: nn.Module, module: nn.Module, path: str) -> None:
                 f"{path}, which torch.nn.{kind.__name__} reads by its attribute {name!r} in its own way",
                 f"write the block out instead of torch.nn.{kind.__name__}, or leave this layer",
             )
-
-
-def rename_keys(state: Mapping[str, Any], renamed: Mapping[str, str], removed: Collection[str] = ()) -> dict[str, Any]:
-    """A checkpoint of the model before a surgery, under the names after it.
-
-    Args:
-        state: what `model.state_dict()` gave before.
-        renamed: `Surgery.renamed` or `Receipt.renamed`.
-        removed: `Surgery.removed` or `Receipt.removed`: keys that are left out.
-
-    Returns:
-        The same tensors; keys that the surgery added are missing: load with `strict=False` where there are any.
-
-    Example:
-        >>> rename_keys({"fc.weight": 1, "out.weight": 2}, {"fc.weight": "fc.layer.weight"})
-        {'fc.layer.weight': 1, 'out.weight': 2}
-        >>> rename_keys({"norm.weight": 1, "norm.running_mean": 2}, {}, ["norm.running_mean"])
-        {'norm.weight': 1}
-    """
-    return {renamed.get(key, key): value for key, value in state.items() if key not in removed}
 
 
 def one_line(module: nn.Module) -> str:

@@ -59,7 +59,7 @@ class InsertNorm:
         optimiser state stay. The norm joins the layer's optimiser group, beside its bias. Without sites: in front of
         every linear and convolutional layer but the first that has no normaliser before it. The state_dict changes:
         `fc2.weight` becomes `fc2.layer.weight`, and `fc2.norm.…` is new; the receipt lists every key, and
-        `rename_keys` of `holdfast.live.surgery` carries old checkpoints over.
+        `receipt.convert` carries old checkpoints over.
         `start="fresh"`: γ = 1, β = 0. `start="identity"`: from mean μ and unbiased variance σ² of each channel on the
         batch, running mean = β = μ, running variance = σ², γ = √(σ² + ε); then eval mode computes what it computed,
         up to rounding.

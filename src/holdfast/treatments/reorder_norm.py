@@ -30,7 +30,7 @@ class ReorderNorm:
         Where a linear or convolutional layer, an activation and a normaliser follow each other in an `nn.Sequential`,
         the last two change places (`to="after"`: the other way). Modules, parameters and the optimiser's state are
         the same ones. Where the places are numbered, the state_dict's keys go along (`2.weight` becomes `1.weight`;
-        `rename_keys` of `holdfast.live.surgery` carries checkpoints over); where they have names, only the order
+        `receipt.convert` carries checkpoints over); where they have names, only the order
         changes. Running statistics are of the old place: with a batch they become that batch's at the new one,
         without one they stay and `re-estimate` has to follow.
 
