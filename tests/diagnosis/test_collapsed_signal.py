@@ -37,6 +37,15 @@ def test_a_small_or_offset_signal_is_not_collapsed(script, mean, sd):
     assert CollapsedSignal().check(script().signal("a", mean, sd).history) == []
 
 
+def test_a_signal_that_was_alive_at_first_was_trained_to_death(script):
+    (dead,) = CollapsedSignal().check(script().add("signal-spread", "a", [1e-6] * 9, first=1).history)
+    assert dead.treatments[0] == "reinitialise"
+    assert "from the start" not in dead.message
+    (killed,) = CollapsedSignal().check(script().add("signal-spread", "a", [0.5] + [1e-6] * 8, first=1).history)
+    assert killed.treatments[:2] == ("scale-rate", "warm-up")
+    assert "though not from the start: 0.5 at step 1;" in killed.message
+
+
 def test_passing_collapse_is_not_collapse(script):
     assert CollapsedSignal().check(script().add("signal-spread", "a", [1e-6] * 2 + [0.5] * 8).history) == []
 

@@ -125,11 +125,8 @@ def _show_receipt(console: Console, cure: Cure) -> None:
             )
         )
     if receipt.renamed:
-        console.print(
-            _indented(
-                f"{len(receipt.renamed)} keys of the state_dict have another name now: receipt.convert(checkpoint)"
-            )
-        )
+        told = f"{len(receipt.renamed)} keys of the state_dict have another name now"
+        console.print(_indented(f"{told}; receipt.convert(checkpoint) gives an old one the new names"))
 
 
 def _indented(text: str, *, style: str = "") -> Padding:

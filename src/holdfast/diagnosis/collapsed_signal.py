@@ -14,6 +14,9 @@ from holdfast.core.site import Site
 from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules, spreads
 from holdfast.diagnosis.wording import names, number, plural
 
+_ALIVE = 32
+"""Times the threshold: the spread of a signal that has not died yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class CollapsedSignal:
@@ -30,6 +33,9 @@ class CollapsedSignal:
         Noise: the spread of n values has a relative error of 1/√(2n), and the threshold lies a factor of 300 below
         what healthy layers have (0.3 to 1), so eight values a channel are enough; medians over steps cover the rest.
 
+        Whether the signal was dead from the start, or trained to death: alive is a spread 32 times the threshold at the
+        first observed step.
+
     Why it matters:
         What comes after sees the same input for every sample and can only learn the mean of the targets: the loss stays
         at chance. No shift figure is to be believed at such a site, because it would be counted in units of nothing.
@@ -42,8 +48,8 @@ class CollapsedSignal:
         From '8' on the samples differ by 2e-4 of the signal and less; at the last layer by 2e-8.
 
     What to do:
-        reinitialise with the gain that the activation needs; insert-norm; replace-activation (a sigmoid's mean of ½
-        drowns the signal).
+        Dead from the start: reinitialise with the gain that the activation needs; insert-norm; replace-activation (a
+        sigmoid's mean of ½ drowns the signal). Alive at first: scale-rate or warm-up, from fresh weights.
 
     References:
         Schoenholz et al. 2017, "Deep information propagation". Glorot & Bengio 2010.
@@ -51,7 +57,9 @@ class CollapsedSignal:
 
     name: str = "collapsed-signal"
     subject: str = "a dead signal"
-    treatments: tuple[str, ...] = ("reinitialise", "insert-norm", "replace-activation")
+    treatments: tuple[str, ...] = ("reinitialise", "insert-norm", "replace-activation", "scale-rate", "warm-up")
+    dead_from_the_start: tuple[str, ...] = ("reinitialise", "insert-norm", "replace-activation")
+    trained_to_death: tuple[str, ...] = ("scale-rate", "warm-up", "reinitialise", "insert-norm")
     static: bool = False
     spread: float = DEAD_SPREAD
     critical_sites: int = 2
@@ -100,6 +108,7 @@ class CollapsedSignal:
         known = [site for site in sites if math.isfinite(dead[site.module])]
         evidence = [collapsed[site] for site in sites if site in collapsed]
         strength = 1.0
+        treatments = self.dead_from_the_start
         if known:
             least = min(known, key=lambda site: dead[site.module])
             value = dead[least.module]
@@ -114,6 +123,10 @@ class CollapsedSignal:
                 f"'{clearest.label}'); so at {len(sites)} of {len(all_sites)} inputs seen, from '{sites[0].label}' on"
             )
             evidence.insert(0, min(seen[least], key=lambda reading: abs(reading.value - value)))
+            first = min(seen[least], key=lambda reading: reading.step)
+            if first.value >= _ALIVE * self.spread:
+                treatments = self.trained_to_death
+                message += f", though not from the start: {number(first.value)} at step {first.step}"
         else:
             message = (
                 f"more than half of the features do not vary at {len(sites)} of {len(all_sites)} inputs seen: "
@@ -127,7 +140,7 @@ class CollapsedSignal:
             tuple(sites),
             message + "; no drift figure is to be believed there",
             tuple(evidence),
-            self.treatments,
+            treatments,
             strength=strength,
         )
 

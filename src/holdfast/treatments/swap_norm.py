@@ -54,8 +54,8 @@ class SwapNorm:
         that the old layer's output had in train mode, from the first layer to the last; RMSNorm has no β and keeps the
         SD alone. Without a batch, and for layers that run several times or share their γ, they stay as they were.
         GroupNorm gets up to 32 groups, with at least 2 channels and 16 values each. Keys of the state_dict such as
-        `bn.running_mean` go or come; the receipt lists them, and `receipt.convert` carries
-        old checkpoints over (with the old γ and β). Undo after further training brings back the old layers with the
+        `bn.running_mean` go or come; the receipt lists them, and `receipt.convert` carries old checkpoints over (with
+        the old γ and β). Undo after further training brings back the old layers with the
         running statistics of before; what γ and β learned stays, mapped back to their old scale.
 
     When it helps:
