@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from holdfast.api import Run
+from holdfast.clinic.prove import prove
 from holdfast.core.errors import InputError
 from holdfast.diagnosis.diagnose import diagnose
 from holdfast.lab import demo as module
 from holdfast.lab.demo import read_data, run_demo, treat_demo
 from holdfast.lab.digits import read_digits
 from holdfast.lab.networks import Variant
+from holdfast.treatments import InsertNorm
 
 
 def test_a_step_of_the_demo_is_a_step_of_the_run(tmp_path: Path) -> None:
@@ -119,6 +121,26 @@ def test_what_suffers_is_cured_with_proof(tmp_path: Path, variant: Variant) -> N
     assert cure.proofs[-1].verdict == "helps"
     assert cure.proofs[-1].comparisons[0].interval[0] > 0.02
     assert all(each.verdict != "helps" for each in cure.proofs[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["identity", "fresh"])
+def test_an_insertion_that_preserves_a_dead_signal_is_not_said_to_help(tmp_path: Path, start: Any) -> None:
+    digits = read_digits()
+    outcome = run_demo(digits, tmp_path / "run", variant="dead")
+    plan = InsertNorm(start=start, batch=digits.probe).plan(outcome.model, outcome.optimizer)
+    proof = prove(
+        plan,
+        outcome.model,
+        outcome.optimizer,
+        lambda seed: module._batches(digits, seed),
+        torch.nn.functional.cross_entropy,
+        eval_batches=[(digits.held_out, digits.held_out_labels)],
+        metric=module.accuracy,
+        steps=200,
+        seeds=5,
+    )
+    assert (proof.verdict == "helps") == (start == "fresh"), proof
 
 
 @pytest.mark.slow
