@@ -292,11 +292,11 @@ def _verdict(
         return "hurts", told
     if main.better is True:
         if unbeaten:
-            rival = unbeaten[0]
+            rival = min(unbeaten, key=lambda each: each.better is not False)  # one that helps more, if any
+            how = "helps more" if rival.better is False else "helps too, and is not measurably worse"
             return (
                 "no measurable benefit",
-                f"{told}; but a {rival.against} helps too, and is not measurably worse: treated − {rival.against}: "
-                f"{_told(rival)})",
+                f"{told}; but a {rival.against} {how}: treated − {rival.against}: {_told(rival)})",
             )
         return "helps", told
     if not (untreated.diverged or treated.diverged):

@@ -48,7 +48,9 @@ def _shift(history: History, top: Finding, serious: list[Finding], subjects: Map
     size = "large here" if top.severity == "critical" else "notable here"
     others = _others(serious, subjects)
     beside = f"; beside it: {_listed(others[:3])}" if others else ""
-    said = top.message if top.evidence[0].lag != 1 else f"{plural(len(top.sites), 'input')} move, {_largest(history)}"
+    # The finding itself has the interval, the floor and the sample size.
+    first = f"{top.message.partition(' (')[0]} (n = {top.evidence[0].n} samples)"
+    said = first if top.evidence[0].lag != 1 else f"{plural(len(top.sites), 'input')} move, {_largest(history)}"
     return f"Internal covariate shift is {size}: {said}{beside}"
 
 
