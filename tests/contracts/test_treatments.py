@@ -321,3 +321,43 @@ def test_an_optimiser_of_another_model_is_refused(change, patient):
     with pytest.raises(SurgeryError, match="holds none of its parameters"):
         made(change, patient).plan(patient.model, stranger).apply()
     assert patient.state() == before
+
+
+# Those that leave the optimiser alone, and so serve any.
+WITHOUT_AN_OPTIMISER = ("freeze-batchnorm", "re-estimate")
+
+
+def test_another_optimiser_than_the_plans_is_refused(change, patient):
+    other = torch.optim.SGD(patient.model.parameters(), lr=0.1)
+    plan = made(change, patient).plan(patient.model, patient.optimizer)
+    before = patient.state()
+    if change in WITHOUT_AN_OPTIMISER:
+        plan.apply(patient.model, other).undo()
+    else:
+        for owner in (patient.model, None):
+            with pytest.raises(SurgeryError, match="worked out for another"):
+                plan.apply(owner, other)
+            with pytest.raises(SurgeryError, match="worked out for another"):
+                plan.trial(owner, other)
+    assert patient.state() == before
+
+
+def test_a_plan_without_an_optimiser_is_refused_where_there_is_one(change, patient):
+    try:
+        plan = made(change, patient).plan(patient.model, None)
+    except SurgeryError:  # nothing to do without one
+        return
+    before = patient.state()
+    if change not in WITHOUT_AN_OPTIMISER:
+        with pytest.raises(SurgeryError, match="worked out without one"):
+            plan.apply(patient.model, patient.optimizer)
+    assert patient.state() == before
+    plan.apply(patient.model).undo()
+
+
+@pytest.mark.parametrize("recipe", ["clip", "warm-up"])
+def test_another_optimiser_than_a_rehearsals_is_refused(recipe, patient):
+    other = torch.optim.SGD(patient.model.parameters(), lr=0.1)
+    for given in (patient.optimizer, None):
+        with pytest.raises(SurgeryError, match="plan again for this one"):
+            TREATMENTS[recipe]().plan(patient.model, given).trial(patient.model, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -70,6 +70,10 @@ class Receipt:
         return {self.renamed.get(key, key): value for key, value in state.items() if key not in self.removed}
 
 
+Owner = Optimizer | Literal["any"] | None
+"""Which optimiser a plan is for: this one; any, as it does not concern the change; none, as there was none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A change that has been worked out and not yet made.
@@ -82,6 +86,7 @@ class Plan:
         model: what it was worked out for.
         rehearse_: for a recipe: acts on model and optimiser as its lines would, until the returned function is called;
             so a proof can try what only the script can keep.
+        optimizer: what it was worked out for.
     """
 
     treatment: str
@@ -90,6 +95,7 @@ class Plan:
     apply_: Callable[[], Receipt] | None = None
     model: nn.Module | None = field(default=None, repr=False, compare=False)
     rehearse_: Callable[[], Callable[[], None]] | None = field(default=None, repr=False, compare=False)
+    optimizer: Owner = field(default="any", repr=False, compare=False)
 
     @classmethod
     def nothing(cls, model: nn.Module | None = None) -> Plan:
@@ -109,13 +115,13 @@ class Plan:
 
         Args:
             model: may be given to make sure: the model that the plan was worked out for.
-            optimizer: may be given to make sure: one that steps the model.
+            optimizer: may be given to make sure: the optimiser that the plan was worked out for.
 
         Returns:
             The receipt, with `undo()`.
 
         Raises:
-            SurgeryError: the plan is a recipe, or was worked out for another model.
+            SurgeryError: the plan is a recipe, or was worked out for another model or another optimiser.
         """
         self._check_owner(model, optimizer)
         if self.apply_ is None:
@@ -159,6 +165,13 @@ class Plan:
                     f"a {type(optimizer).__name__} that holds none of its parameters",
                     "give the optimiser that was built from model.parameters()",
                 )
+        if optimizer is not None and self.optimizer != "any" and optimizer is not self.optimizer:
+            raise SurgeryError(
+                "the optimiser that the plan was worked out for",
+                f"a {type(optimizer).__name__}, and the plan was worked out "
+                + ("without one" if self.optimizer is None else f"for another {type(self.optimizer).__name__}"),
+                "plan again for this one: hf.prescribe(run, model, optimizer), or treatment.plan(model, optimizer)",
+            )
 
 
 @runtime_checkable

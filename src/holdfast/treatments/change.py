@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from holdfast.core.errors import HoldfastError, InputError, SurgeryError
-from holdfast.core.treatment import Plan, Receipt
+from holdfast.core.treatment import Owner, Plan, Receipt
 from holdfast.live.replay import Call, Mode, record_call, replay
 
 Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -42,6 +42,7 @@ def planned(
     diff: str,
     source: str,
     batch: Batch | Callable[[], Batch] | None,
+    optimizer: Owner = "any",
 ) -> Plan:
     """A plan whose receipt states what the change did to the computed function.
 
@@ -55,6 +56,8 @@ def planned(
         diff: see `Plan`.
         source: see `Plan`.
         batch: on which the error is measured, or a function that gives it when the plan is applied, or `None`.
+        optimizer: what is changed too, `None` where there was none to change; `"any"` where the change does not
+            concern it.
 
     Returns:
         The plan.
@@ -91,7 +94,7 @@ def planned(
 
         return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed, change.removed)
 
-    return Plan(treatment, diff, source, apply, model)
+    return Plan(treatment, diff, source, apply, model, optimizer=optimizer)
 
 
 def outputs(model: nn.Module, batch: Batch) -> tuple[Any, Any]:

@@ -73,6 +73,7 @@ class Clip:
             f"loss.backward()\n{line}\noptimizer.step()",
             model=model,
             rehearse_=None if optimizer is None else lambda: self._rehearse(model, optimizer),
+            optimizer=optimizer,
         )
 
     def _rehearse(self, model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:

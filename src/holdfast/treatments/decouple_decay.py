@@ -96,7 +96,15 @@ class DecoupleDecay:
         def change() -> Change:
             return _decouple(optimizer, coupled, factor)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
 
 def _check(optimizer: Optimizer) -> None:

@@ -125,7 +125,9 @@ class Fold:
         def change() -> Change:
             return _exchange(model, optimizer, pairs, batch)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=batch)
+        return planned(
+            self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=batch, optimizer=optimizer
+        )
 
 
 def folded(layer: Any, norm: Any) -> nn.Module:

@@ -161,7 +161,9 @@ class InsertNorm:
             return Change(surgery.changes, surgery.undo, surgery.renamed)
 
         source = _source(model, [module for _, module in places if id(module) in norms], norms)
-        return planned(self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch)
+        return planned(
+            self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch, optimizer=optimizer
+        )
 
     def _check_start(self) -> None:
         if self.start not in ("fresh", "identity"):

@@ -133,7 +133,9 @@ class NormaliseStreams:
             return Change(surgery.changes, surgery.undo, surgery.renamed)
 
         source = "\n".join(_line(model, modules[path], norm) for path, norm in norms.items())
-        return planned(self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch)
+        return planned(
+            self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch, optimizer=optimizer
+        )
 
     def _balance(self, model: nn.Module, merges: Merges, meeting: Meeting) -> tuple[dict[str, Norm], list[str]]:
         """The norms by the path of the layer in front of them, and the lines of the diff."""

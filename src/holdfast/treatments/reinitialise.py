@@ -139,7 +139,15 @@ class Reinitialise:
         def change() -> Change:
             return self._draw(model, optimizer, targets)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
     def _target(self, order: Sequence[Leaf], path: str, layer: nn.Module) -> _Target:
         rectified = isinstance(activation_behind(order, layer), _RECTIFIERS)

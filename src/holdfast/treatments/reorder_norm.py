@@ -122,7 +122,15 @@ class ReorderNorm:
                 pair.check(entries)
             return self._change(model, optimizer, pairs)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
     def _norms(self, model: nn.Module, sites: Sequence[Site]) -> list[tuple[str, nn.Module]]:
         """The normalisers named, also by their activation; every one when none is named."""

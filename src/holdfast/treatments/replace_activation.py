@@ -113,7 +113,15 @@ class ReplaceActivation:
                 raise SurgeryError("the model as it was planned for", "one that changed since", "plan again")
             return Change(surgery.changes, surgery.undo, surgery.renamed)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
     def _targets(self, model: nn.Module, sites: Sequence[Site]) -> list[tuple[str, nn.Module, type[nn.Module]]]:
         if sites:

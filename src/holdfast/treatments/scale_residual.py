@@ -138,7 +138,9 @@ class ScaleResidual:
         def change() -> Change:
             return _scale(ends, factor)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch)
+        return planned(
+            self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch, optimizer=optimizer
+        )
 
     def _ends(self, model: nn.Module, merges: Merges, wanted: Sequence[Branch]) -> tuple[list[_End], tuple[str, ...]]:
         """The layers to scale, each once, and a line for each branch or layer left alone."""

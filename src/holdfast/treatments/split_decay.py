@@ -123,7 +123,15 @@ class SplitDecay:
                     raise SurgeryError("the groups as they were planned for", "groups changed since", "plan again")
             return _split(optimizer, chosen, undecayed, self.scheduler)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
     def _undecayed(self, model: nn.Module, modules: Sequence[nn.Module]) -> dict[Tensor, str]:
         """Name of each parameter that should not decay."""

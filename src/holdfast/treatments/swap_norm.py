@@ -148,7 +148,9 @@ class SwapNorm:
             return self._change(model, optimizer, chosen, axes)
 
         source = _source(model, chosen, axes, self.batch)
-        return planned(self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch)
+        return planned(
+            self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch, optimizer=optimizer
+        )
 
     def _spec(self, model: nn.Module, path: str, module: nn.Module, leaf: Leaf | None) -> Spec | str:
         """What takes a module's place, or the reason why nothing does."""

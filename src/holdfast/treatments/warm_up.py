@@ -84,6 +84,7 @@ class WarmUp:
             f"{steps})\noptimizer.step()\nwarm_up.step()  # after each optimizer.step()",
             model=model,
             rehearse_=None if optimizer is None else lambda: _rehearse(optimizer, steps),
+            optimizer=optimizer,
         )
 
     @staticmethod
