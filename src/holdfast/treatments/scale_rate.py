@@ -110,7 +110,15 @@ class ScaleRate:
         def change() -> Change:
             return _scale(optimizer, chosen, factor, self.scheduler)
 
-        return planned(self.name, model, change, diff="\n".join(diff), source="\n".join(source), batch=self.batch)
+        return planned(
+            self.name,
+            model,
+            change,
+            diff="\n".join(diff),
+            source="\n".join(source),
+            batch=self.batch,
+            optimizer=optimizer,
+        )
 
 
 def _scale(optimizer: Optimizer, chosen: Sequence[int], factor: float, scheduler: LRScheduler | None) -> Change:
