@@ -9,14 +9,49 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+from torch.optim.swa_utils import SWALR
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_owner
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.groups import group_of, schedulers
 from holdfast.treatments.places import named
+
+_RATES = ("initial_lr", "max_lr", "min_lr", "swa_lr", "lr")
+"""What torch's schedulers keep in a group, the rate of now last; all else that they read of it is no rate."""
+
+_LISTS = ("base_lrs", "max_lrs", "min_lrs")
+"""What they keep themselves, with one entry for each group."""
+
+_FLOORS = ("eta_min", "default_min_lr")
+"""What they keep themselves, one for all groups."""
+
+_KNOWN = (
+    *(ChainedScheduler, ConstantLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, ExponentialLR),
+    *(LambdaLR, LinearLR, MultiplicativeLR, MultiStepLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau, SequentialLR),
+    *(StepLR, SWALR),
+)
+"""Those whose later rates are all multiplied by what multiplies these; a subclass may compute them otherwise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,9 +59,10 @@ class ScaleRate:
     """Multiplies the learning rate of the optimiser's groups.
 
     What it does:
-        `lr` and, where a scheduler noted it, `initial_lr` of each group that holds a parameter of the named modules
-        (of every group when none is named) are multiplied by `factor`; the scheduler's own base rates too when it is
-        given. The model is left alone.
+        `lr` and what schedulers note beside it (`initial_lr`, `max_lr`, `min_lr`, `swa_lr`) of each group that holds a
+        parameter of the named modules (of every group when none is named) are multiplied by `factor`. So are, when it
+        is given, the rates that the scheduler and those it chains keep themselves (`base_lrs`, `max_lrs`, `min_lrs`,
+        `eta_min`), so that every later rate is `factor` times what it would have been. The model is left alone.
 
     When it helps:
         When updates are too large for the weights (update ratio far above 1e-3, exploding or oscillating loss):
@@ -35,7 +71,8 @@ class ScaleRate:
 
     When it is wrong:
         When one layer is the trouble and the group holds all of them: the healthy ones slow down with it. When a
-        scheduler computes rates from its own base rates and is not given here: it overwrites the change.
+        scheduler computes rates from its own base rates and is not given here: it overwrites the change. One that is
+        given tells the old rate (`get_last_lr()`) until its next step.
 
     Example:
         >>> import torch
@@ -76,7 +113,8 @@ class ScaleRate:
 
         Raises:
             InputError: the factor is not positive and finite.
-            SurgeryError: there is no optimiser, or it steps none of the named modules.
+            SurgeryError: there is no optimiser, it steps none of the named modules, or the scheduler is none of torch's
+                own or has one floor for groups of which only some are scaled.
         """
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise InputError("a positive factor", repr(self.factor), "give factor=0.3, say")
@@ -96,16 +134,14 @@ class ScaleRate:
                 ", ".join(site.module for site in sites) + ", which it does not",
                 "name layers with parameters of their own",
             )
+        _check(self.scheduler, whole=len(chosen) == len(optimizer.param_groups))
         factor, diff = self.factor, []
         for index in chosen:
             rate = float(optimizer.param_groups[index]["lr"])
             diff += [f"- group {index}: lr {rate:.4g}", f"+ group {index}: lr {rate * factor:.4g}"]
         if self.scheduler is None and any("initial_lr" in optimizer.param_groups[index] for index in chosen):
             diff.append("  a scheduler noted its own base rates and may overwrite this: give scheduler= to scale them")
-        source = [f"for group in [optimizer.param_groups[index] for index in {chosen}]:"]
-        source += [f'    group["lr"] *= {factor!r}']
-        if self.scheduler is not None:
-            source.append(f"scheduler.base_lrs = [rate * {factor!r} for rate in scheduler.base_lrs]")
+        source = _source(optimizer, chosen, factor, self.scheduler)
 
         def change() -> Change:
             return _scale(optimizer, chosen, factor, self.scheduler)
@@ -115,41 +151,99 @@ class ScaleRate:
             model,
             change,
             diff="\n".join(diff),
-            source="\n".join(source),
+            source=source,
             batch=self.batch,
             optimizer=optimizer,
         )
 
 
+def _check(scheduler: LRScheduler | None, *, whole: bool) -> None:
+    """Refuse a scheduler whose rates cannot be scaled from outside."""
+    for path, each in schedulers(scheduler):
+        if type(each) not in _KNOWN:
+            raise SurgeryError(
+                "a scheduler of torch's own, of which is known what its rates are computed from",
+                f"a {type(each).__name__}",
+                "build the scheduler from rates that you scale yourself, or express it as a LambdaLR",
+            )
+        floor = getattr(each, "eta_min", 0.0)
+        if floor and not whole:
+            raise SurgeryError(
+                "a scheduler whose lowest rate can be scaled for the chosen groups alone",
+                f"a {type(each).__name__} with {path}.eta_min = {floor:g} for all groups",
+                "scale all groups: name no sites",
+            )
+
+
+def _own(scheduler: LRScheduler | None) -> list[tuple[str, LRScheduler, str]]:
+    """What a scheduler and those that it chains keep of rates: the way to each, whose it is, and its name."""
+    return [
+        (path, each, key)
+        for path, each in schedulers(scheduler)
+        for key in (*_LISTS, *_FLOORS)
+        if getattr(each, key, None) is not None
+    ]
+
+
 def _scale(optimizer: Optimizer, chosen: Sequence[int], factor: float, scheduler: LRScheduler | None) -> Change:
     """Scale the rates; undo gives back the very values, or, where a scheduler moved them since, divides."""
-    places: list[tuple[Any, Any]] = []
-    for index in chosen:
-        group = optimizer.param_groups[index]
-        places += [(group, key) for key in ("lr", "initial_lr") if key in group]
-    if scheduler is not None:
-        places += [(scheduler.base_lrs, index) for index in chosen if hasattr(scheduler, "base_lrs")]
-    rates = [float(optimizer.param_groups[index]["lr"]) for index in chosen]
-    kept: list[tuple[Any, Any, float, float]] = []
+    groups: list[tuple[dict[str, Any], dict[str, float], dict[str, float]]] = []
+    kept: list[tuple[LRScheduler, str, Any, Any]] = []
 
     def undo() -> None:
-        for holder, key, before, after in kept:
-            present = float(holder[key])
-            _set(holder, key, before if present == after else present / factor)
+        present = [group_of(optimizer, group["params"]) for group, _, _ in groups]
+        for now, (then, before, after) in zip(present, groups, strict=True):
+            steady = next(key for key in _RATES if key in before and key in now)
+            if now is not then and float(now[steady]) == before[steady]:
+                continue  # a checkpoint of before the treatment was loaded since
+            for key in (key for key in before if key in now):
+                rate = float(now[key])
+                _set(now, key, before[key] if rate == after[key] else rate / factor)
+        for holder, key, own_before, own_after in kept:
+            own = getattr(holder, key)
+            if own != own_before:
+                setattr(holder, key, own_before if own == own_after else _times(own, chosen, 1 / factor))
 
     try:
-        for holder, key in places:
-            before = float(holder[key])
-            _set(holder, key, before * factor)
-            kept.append((holder, key, before, float(holder[key])))
+        for index in chosen:
+            group = optimizer.param_groups[index]
+            before = {key: float(group[key]) for key in _RATES if key in group}
+            after = dict(before)
+            groups.append((group, before, after))
+            for key in before:
+                _set(group, key, before[key] * factor)
+                after[key] = float(group[key])
+        for _, holder, key in _own(scheduler):
+            kept.append((holder, key, getattr(holder, key), _times(getattr(holder, key), chosen, factor)))
+            setattr(holder, key, kept[-1][-1])
     except BaseException:
         undo()
         raise
     lines = (
-        f"optimiser group {index}: lr {rate:.4g} → {float(optimizer.param_groups[index]['lr']):.4g}"
-        for index, rate in zip(chosen, rates, strict=True)
+        f"optimiser group {index}: lr {before['lr']:.4g} → {after['lr']:.4g}"
+        for index, (_, before, after) in zip(chosen, groups, strict=True)
     )
     return Change(tuple(lines), undo)
+
+
+def _times(rates: Any, chosen: Sequence[int], factor: float) -> Any:
+    """A new list, in which the chosen entries are scaled, or one rate scaled."""
+    if isinstance(rates, list):
+        return [rate * factor if index in chosen else rate for index, rate in enumerate(rates)]
+    return rates * factor
+
+
+def _source(optimizer: Optimizer, chosen: Sequence[int], factor: float, scheduler: LRScheduler | None) -> str:
+    """Lines for a script that do the same."""
+    keys = [key for key in _RATES if any(key in optimizer.param_groups[index] for index in chosen)]
+    lines = [f"for group in [optimizer.param_groups[index] for index in {list(chosen)}]:"]
+    lines += [f"    for key in {keys}:", "        if key in group:", f"            group[key] *= {factor!r}"]
+    if keys == ["lr"]:
+        lines[1:] = [f'    group["lr"] *= {factor!r}']
+    for path, _, key in _own(scheduler):
+        scaled = f"[rate * {factor!r} if index in {list(chosen)} else rate for index, rate in enumerate({path}.{key})]"
+        lines.append(f"{path}.{key} = {scaled}" if key in _LISTS else f"{path}.{key} *= {factor!r}")
+    return "\n".join(lines)
 
 
 def _set(holder: Any, key: Any, value: float) -> None:
