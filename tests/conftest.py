@@ -1,8 +1,11 @@
 """Shapes in annotations are checked while tests run: jaxtyping's import hook, before anything of ours is imported."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
+import pytest
 from beartype._check.code import codemain
 from jaxtyping import install_import_hook
 
@@ -30,3 +33,11 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For loops over thousands of readings, where checks would take most of the time, and for a user's own types."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

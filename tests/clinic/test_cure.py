@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from holdfast.clinic.cure import cure
 from holdfast.clinic.prescribe import prescribe
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.finding import Diagnosis, Finding
 from holdfast.core.site import Site
 
@@ -82,6 +82,57 @@ def test_the_diagnosis_of_another_model_is_refused():
     model, optimizer = sick()
     with pytest.raises(SurgeryError, match="one without 'encoder'"):
         prescribe(diagnosis(finding("shifting-input", "encoder", "insert-norm")), model, optimizer)
+
+
+def test_a_batch_that_the_model_does_not_take_is_no_verdict_on_treatments():
+    model, optimizer = sick()
+    found = diagnosis(finding("shifting-input", "4", "insert-norm"))
+    with pytest.raises(InputError, match="a batch that the model takes; got one on which it raises TypeError"):
+        prescribe(found, model, optimizer, batch=batches()[0])
+
+
+def test_a_training_that_breaks_is_diagnosed_and_a_smaller_rate_proved():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+    before = copy.deepcopy(model.state_dict())
+    data = [(x, 10 * x[:, :1]) for x, _ in batches()]
+    found = cure(model, optimizer, data, F.mse_loss, eval_batches=data[:2], steps=40, seeds=3)
+    assert found.diagnosis.findings[0].rule == "nonfinite"
+    assert found.prescription.treatment == "scale-rate"
+    if found.receipt is not None:
+        found.receipt.undo()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"attempts": 0}, "attempts of 1 or more"),
+        ({"steps": 0}, "steps of 1 or more"),
+        ({"eval_batches": 3}, "eval_batches: a loader"),
+        ({"metric": lambda output: 0.0}, "a metric"),
+    ],
+)
+def test_a_mistake_is_told_before_any_training(changed, reason):
+    model, optimizer = sick()
+    with pytest.raises(InputError, match=reason):
+        cure(model, optimizer, lambda seed: pytest.fail("trained"), F.cross_entropy, **{"eval_batches": [], **changed})
+
+
+def test_an_unshuffled_loader_of_a_healthy_network_changes_nothing():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(640, 6, generator=generator)
+    pairs = list(zip(x, (x[:, 0] > 0).long(), strict=True))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=32)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        for layer in model[::2]:
+            nn.init.kaiming_normal_(layer.weight)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=0.01)
+        found = cure(model, optimizer, loader, F.cross_entropy, eval_batches=loader, steps=60, seeds=3)
+        assert found.receipt is None, found
 
 
 def test_a_sick_network_is_cured_and_the_cure_can_be_undone():

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.clinic.preflight import ONE_BATCH, preflight
-from holdfast.core.errors import InputError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.diagnosis import RULES
 from holdfast.lab.networks import build
 
@@ -85,8 +85,30 @@ def test_nothing_is_left_behind():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_inputs_by_name_are_taken():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 8), nn.Linear(3, 8)
+
+        def forward(self, left, right):
+            return self.first(left) + self.second(right)
+
+    x, _ = batch()
+    found = preflight(Two(), ({"left": 300 * x[:, :3], "right": x[:, 3:]}, torch.zeros(64).long()), F.cross_entropy)
+    assert [site.module for finding in found for site in finding.sites if finding.rule == "unscaled-input"] == ["first"]
+
+
 def test_what_is_not_a_batch_or_not_a_loss():
     with pytest.raises(InputError, match=r"expected a batch \(inputs, targets\)"):
         preflight(healthy(), (torch.zeros(2, 6),), F.cross_entropy)
+    with pytest.raises(InputError, match="got a NoneType; type: batch=next"):
+        preflight(healthy(), None, F.cross_entropy)
+    with pytest.raises(InputError, match="pack what else it needs"):
+        preflight(healthy(), batch(), lambda output, target, weights: output.mean())
+    with pytest.raises(InputError, match="none that requires a gradient"):
+        preflight(healthy().requires_grad_(False), batch(), F.cross_entropy)
+    with pytest.raises(SurgeryError, match="holds none of its parameters"):
+        preflight(healthy(), batch(), F.cross_entropy, torch.optim.SGD(healthy().parameters()))
     with pytest.raises(InputError, match="gives one number which the parameters move; got 64 numbers"):
         preflight(healthy(), batch(), lambda output, target: F.cross_entropy(output, target, reduction="none"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from holdfast.clinic.arms import Trial
 from holdfast.clinic.batches import draw
@@ -140,12 +141,15 @@ def test_a_rival_that_does_as_much_takes_the_praise_away():
         return Receipt("disguise", ("lr",), undo)
 
     plan = Plan("disguise", "", "", apply, model)
-    proof = quick(plan, model, optimizer, rivals=True, steps=30, seeds=4)
+    proof = quick(plan, model, optimizer, rivals=True, steps=30, seeds=4, worthwhile=0.0)
     assert proof.comparisons[0].better is True
     assert proof.verdict == "no measurable benefit"
     assert "but a learning rate × 3 helps too, and is not measurably worse" in proof.sentence
-    alone = quick(plan, model, optimizer, rivals=False, steps=30, seeds=4)
+    alone = quick(plan, model, optimizer, rivals=False, steps=30, seeds=4, worthwhile=0.0)
     assert alone.verdict == "helps"
+    least = quick(plan, model, optimizer, rivals=False, steps=30, seeds=4, worthwhile=0.1)
+    assert least.verdict == "no measurable benefit"  # surely better, and by less than what matters
+    assert "would have been worthwhile" in least.sentence
 
 
 def test_a_harmful_plan_hurts():
@@ -258,11 +262,36 @@ def test_a_loader_is_read_anew_for_each_seed():
     assert first == proof.arm("treated").trials[0].losses
 
 
+class Once:
+    """Looks as if it could be read again."""
+
+    def __init__(self):
+        self.left = iter(data(3))
+
+    def __iter__(self):
+        return iter(list(self.left))
+
+
+class Weighted(nn.Module):
+    def forward(self, output, targets, weights):
+        return output.mean()
+
+
 MISTAKES = {
     "a generator": ({"batches": iter(data())}, r"batches=lambda seed: my_generator\(seed\)"),
     "no loader": ({"batches": 3}, "batches=loader"),
     "they run out": ({"batches": lambda seed: data(3)}, "type: steps=3"),
-    "no batch at all": ({"batches": []}, "at least 6 batches"),
+    "no batch at all": ({"batches": []}, "batches with at least one batch; got none"),
+    "a generator function": ({"batches": lambda: data()}, "batches=lambda seed: mine"),
+    "a generator function to judge": ({"eval_batches": lambda: data()}, "eval_batches=lambda seed: mine"),
+    "read once": ({"batches": Once()}, "got 3, and none when they are read again; let it go on, or type: steps=3"),
+    "eval batches of three": ({"eval_batches": [(1, 2, 3)]}, "a tuple of 3; give pairs: eval_batches"),
+    "a single eval batch": ({"eval_batches": data()[0]}, "got a Tensor; give pairs: eval_batches"),
+    "a metric of nothing": ({"metric": lambda output, targets: None}, "gives one number; got a NoneType"),
+    "a metric of one": ({"metric": lambda output: 1.0}, r"a metric\(output, targets\); got one that cannot"),
+    "no metric": ({"metric": 3}, "it is a int"),
+    "a loss module of three": ({"loss_fn": Weighted()}, "pack what else it needs"),
+    "half a step": ({"steps": 2.5}, "steps of 1 or more; got 2.5"),
     "no pair": ({"batches": [torch.zeros(2, 4)]}, r"batches=\[\(inputs, targets\), …\]"),
     "no eval batch": ({"eval_batches": []}, "eval_batches with at least one batch"),
     "a metric that is NaN": ({"metric": lambda output, targets: math.nan}, "a metric that is a finite number"),
@@ -276,13 +305,52 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_sentence(case):
+def test_a_mistake_is_one_sentence(case, shapes_unchecked):
     changed, text = MISTAKES[case]
     model, optimizer = patient()
     before = state(model, optimizer)
     with pytest.raises(InputError, match=text):
         quick(Plan.nothing(model), model, optimizer, **changed)
     assert same(state(model, optimizer), before)
+
+
+def test_what_is_no_plan_and_what_needs_a_closure(shapes_unchecked):
+    model, optimizer = patient()
+    for plan in (TREATMENTS["swap-norm"]("group"), "swap-norm", None):
+        with pytest.raises(InputError, match="expected a plan or a prescription"):
+            quick(plan, model, optimizer)
+    for strange in (torch.optim.LBFGS(model.parameters()), object()):
+        with pytest.raises(InputError, match="needs no closure; got a"):
+            quick(Plan.nothing(model), model, strange)
+
+
+@pytest.mark.parametrize("source", ["a loader", "a function"])
+def test_batches_that_ignore_the_seed_are_dealt_out_in_an_order_of_its_own(source):
+    model, optimizer = patient(dropout=0.0)
+    batches = DataLoader(data(), batch_size=None) if source == "a loader" else lambda seed: data()
+    proof = quick(Plan.nothing(model), model, optimizer, batches=batches)
+    first, second, third = (each.losses for each in proof.arm("untreated").trials)
+    assert first != second != third != first
+
+
+def test_one_training_repeated_proves_nothing():
+    model, optimizer = patient(dropout=0.0)
+    plan = TREATMENTS["scale-rate"](factor=3.0).plan(model, optimizer)
+    proof = quick(plan, model, optimizer, batches=data(1), steps=30)
+    assert proof.verdict == "inconclusive"
+    assert "all 3 seeds gave the very same training, so that n is 1" in proof.sentence
+    assert quick(Plan.nothing(model), model, optimizer, batches=data(1)).verdict == "no measurable benefit"
+
+
+def test_a_generator_of_the_loaders_own_is_seeded_and_put_back():
+    model, optimizer = patient()
+    pairs = [pair for x, y in data() for pair in zip(x, y, strict=True)]
+    loader = DataLoader(pairs, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(3))
+    before = loader.generator.get_state()
+    plan = TREATMENTS["scale-rate"]().plan(model, optimizer)
+    one, other = (quick(plan, model, optimizer, batches=loader) for _ in range(2))
+    assert one.comparisons[0].differences == other.comparisons[0].differences
+    assert torch.equal(loader.generator.get_state(), before)
 
 
 def test_a_plan_of_another_model_and_a_recipe_are_refused():

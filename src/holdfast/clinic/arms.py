@@ -62,14 +62,17 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
-def train_step(model: nn.Module, optimizer: Optimizer, batch: Batch, loss_fn: LossFn) -> float:
-    """One step of training; no step is made where the loss is not finite.
+def train_step(
+    model: nn.Module, optimizer: Optimizer, batch: Batch, loss_fn: LossFn, *, finite_only: bool = True
+) -> float:
+    """One step of training.
 
     Args:
         model: in its mode.
         optimizer: of it.
         batch: `(inputs, targets)`.
         loss_fn: see `LossFn`.
+        finite_only: whether no step is made where the loss is not finite.
 
     Returns:
         The loss before the step.
@@ -86,7 +89,7 @@ def train_step(model: nn.Module, optimizer: Optimizer, batch: Batch, loss_fn: Lo
             "type: loss_fn=torch.nn.functional.cross_entropy",
         )
     value = float(loss.detach())
-    if math.isfinite(value):
+    if math.isfinite(value) or not finite_only:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -174,7 +177,14 @@ def _measure(metric: Metric, output: Any, targets: Any) -> float:
         raise InputError(
             "a metric(output, targets) that gives one number", f"{found.numel()} numbers", "take their mean in it"
         )
-    value = float(found)
+    try:
+        value = float(found)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "a metric(output, targets) that gives one number",
+            f"a {type(found).__name__}",
+            "type: metric=lambda output, targets: (output.argmax(1) == targets).double().mean()",
+        ) from error
     if not math.isfinite(value):
         raise InputError(
             "a metric that is a finite number on every eval batch",

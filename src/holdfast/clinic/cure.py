@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,14 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.clinic.arms import Metric, seed_all, train_step
-from holdfast.clinic.batches import Batches, LossFn, check_batches, check_loss, draw
+from holdfast.clinic.batches import Batches, LossFn, draw
 from holdfast.clinic.prescribe import Prescription, prescribe
 from holdfast.clinic.proof import Proof
-from holdfast.clinic.prove import Ticker, prove
+from holdfast.clinic.prove import Ticker, check_counts, check_data, check_optimizer, prove
 from holdfast.core.finding import Diagnosis
 from holdfast.core.treatment import Plan, Receipt
 from holdfast.diagnosis.diagnose import diagnose
-from holdfast.live.optimiser import check_owner
 from holdfast.live.random_state import preserved_random_state
 from holdfast.live.snapshot import Snapshot
 from holdfast.monitor.watch import Watch
@@ -103,9 +103,9 @@ def cure(
         SurgeryError: see `prove`.
         WatchError: the model is watched already, or cannot be.
     """
-    check_batches(batches)
-    check_loss(loss_fn)
-    check_owner(model, optimizer)
+    check_optimizer(model, optimizer)
+    check_counts(steps=steps, seeds=seeds, attempts=attempts)
+    check_data(batches, loss_fn, eval_batches, metric)
     if diagnosis is None:
         diagnosis = _trial(model, optimizer, batches, loss_fn, steps)
     with preserved_random_state():
@@ -150,7 +150,9 @@ def _trial(model: nn.Module, optimizer: Optimizer, batches: Batches, loss_fn: Lo
             watch = Watch(model, optimizer, lambda: history, name="trial training", every=every)
             try:
                 for batch in drawn:
-                    train_step(model, optimizer, batch, loss_fn)
+                    # The step that breaks is made, as the user's loop would, so that the watch sees and locates it.
+                    if not math.isfinite(train_step(model, optimizer, batch, loss_fn, finite_only=False)):
+                        break
             finally:
                 watch.close()
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.clinic.arms import call_model
+from holdfast.clinic.batches import check_loss, checked_pair
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.record import StepRecord
@@ -20,6 +22,7 @@ from holdfast.diagnosis.wording import plural
 from holdfast.kernels.compiler import postponed
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import observed_leaves
+from holdfast.live.optimiser import check_owner
 from holdfast.live.random_state import preserved_random_state
 from holdfast.live.replay import record_call, untouched
 from holdfast.live.structure import extract
@@ -50,7 +53,7 @@ ONE_BATCH = tuple(
 @postponed()
 def preflight(
     model: nn.Module,
-    batch: Sequence[Any],
+    batch: Any,
     loss_fn: Callable[[Any, Any], Tensor],
     optimizer: Optimizer | None = None,
 ) -> Diagnosis:
@@ -61,7 +64,7 @@ def preflight(
 
     Args:
         model: the network, in the mode in which it will be trained.
-        batch: `(inputs, targets)`; inputs as the model takes them, a tuple for several.
+        batch: `(inputs, targets)`; inputs as the model takes them: a tuple for several, a dictionary by name.
         loss_fn: `(output, targets)` → a scalar.
         optimizer: whose settings are judged too; without it the rules on weight decay stay undecided.
 
@@ -78,12 +81,15 @@ def preflight(
         >>> [finding.rule for finding in preflight(net, (pixels, torch.zeros(64, 2)), nn.functional.mse_loss)]
         ['unscaled-input']
     """
-    if len(batch) != 2:
-        raise InputError("a batch (inputs, targets)", f"{len(batch)} parts", "type: batch=next(iter(loader))")
-    inputs, targets = batch
+    check_loss(loss_fn)
+    if optimizer is not None:
+        check_owner(model, optimizer)
+    inputs, targets = checked_pair(batch, "a batch (inputs, targets)", "type: batch=next(iter(loader))")
     inner = inner_model(model)
-    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    call = record_call(args, {})
+    if isinstance(inputs, Mapping):
+        call = record_call((), dict(inputs))
+    else:
+        call = record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
     structure = extract(inner, optimizer, call=call)
     leaves = observed_leaves(inner)
     layers = roles(leaves, structure)
@@ -91,7 +97,7 @@ def preflight(
     run = MemoryRun("preflight")
     run.describe(structure)
     try:
-        loss, gradients = _forward_and_backward(inner, args, targets, loss_fn, observer)
+        loss, gradients = _forward_and_backward(inner, inputs, targets, loss_fn, observer)
         seen, flow = observer.observations, observer.gradients
     finally:
         observer.close()
@@ -126,13 +132,15 @@ def _verdict(found: Diagnosis, samples: int) -> str:
 
 
 def _forward_and_backward(
-    model: nn.Module, args: tuple[Any, ...], targets: Any, loss_fn: Callable[[Any, Any], Tensor], observer: Observer
+    model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable[[Any, Any], Tensor], observer: Observer
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients by name, the observer filled, the model as before."""
     named = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    if not named:
+        raise InputError("a model with a parameter to train", "none that requires a gradient", "unfreeze one first")
     with untouched(model), preserved_random_state(), torch.enable_grad():
         observer.attach()
-        loss = loss_fn(model(*args), targets)
+        loss = loss_fn(call_model(model, inputs), targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise InputError(
                 "a loss_fn(output, targets) that gives one number which the parameters move",

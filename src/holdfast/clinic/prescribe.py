@@ -14,6 +14,7 @@ from holdfast.core.finding import Diagnosis, Finding
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan, Receipt
 from holdfast.treatments import TREATMENTS
+from holdfast.treatments.change import call_of, rerun
 
 Decision = Literal["chosen", "alternative", "recipe", "rejected"]
 
@@ -126,7 +127,13 @@ def prescribe(
 
     Returns:
         The prescription.
+
+    Raises:
+        InputError: the model does not run on the batch.
+        SurgeryError: the diagnosis is of another model.
     """
+    if batch is not None:
+        rerun(model, call_of(batch))  # what the model does not take is no verdict on a treatment
     choices: list[Choice] = []
     seen: set[str] = set()
     for finding in diagnosis.findings:

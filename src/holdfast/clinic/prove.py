@@ -9,10 +9,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from holdfast.clinic.arms import Metric, Trial, seed_all, train_step, trial
-from holdfast.clinic.batches import Batch, Batches, LossFn, check_batches, check_loss, draw, once
+from holdfast.clinic.batches import (
+    Batch,
+    Batches,
+    LossFn,
+    check_batches,
+    check_loss,
+    check_metric,
+    draw,
+    in_an_order_of_its_own,
+    once,
+)
 from holdfast.clinic.proof import TREATED, UNTREATED, Arm, Comparison, Proof, ProofVerdict, Shift, compare
 from holdfast.core.errors import HoldfastError, InputError, SurgeryError
 from holdfast.core.treatment import Receipt
@@ -76,9 +86,9 @@ def prove(
     rate divided and multiplied by 3. The rate stays what it is: no scheduler is stepped. Afterwards model, optimiser
     and random generators are bit for bit as before.
 
-    `helps` needs an interval on the good side of 0 and, where a rival helps too, a treatment that beats that rival.
-    `no measurable benefit`: the interval holds 0 and is narrower than `worthwhile` on either side, or a rival does as
-    much. Else `inconclusive`: more seeds or more steps would be needed.
+    `no measurable benefit`: the interval lies within `worthwhile` on either side of 0, or a rival helps and is not
+    measurably worse. Else `helps` and `hurts`: the interval lies on one side of 0. Else `inconclusive`: more seeds or
+    more steps would be needed; so it is too where all seeds gave the very same training, which are then one.
 
     With `stop_early` the interval is looked at after each seed from the third; look k of K may spend
     α·((k/K)³ − ((k−1)/K)³), so that all looks together claim a difference that is none with probability α at most
@@ -123,11 +133,14 @@ def prove(
         >>> proof.verdict, proof.comparisons[0].differences
         ('no measurable benefit', (0.0, 0.0))
     """
-    _check(model, optimizer, batches, loss_fn, steps, seeds, alpha, worthwhile)
-    judged = once(eval_batches)
+    _check(plan, model, optimizer, alpha, worthwhile)
+    check_counts(steps=steps, seeds=seeds)
+    check_data(batches, loss_fn, eval_batches, metric)
     if plan.treatment == ScaleRate.name:
         rivals = False  # it is one itself
     with preserved_random_state():
+        seed_all(0)
+        judged = once(eval_batches)
         bench = _Bench(plan, model, optimizer, loss_fn, judged, metric)
         arms = [UNTREATED, TREATED, *(_rival(each) for each in (RIVALS if rivals else ()))]
         total = steps * seeds * len(arms) + (2 * min(steps, SHIFT_STEPS) if shift else 0)
@@ -137,10 +150,15 @@ def prove(
         best_is_high = metric is not None and higher_is_better
         spent = alpha
         done = 0
+        original: list[Batch] = []
         try:
             for seed in range(seeds):
                 seed_all(seed)
                 drawn = draw(batches, steps, seed)
+                if seed:
+                    drawn = in_an_order_of_its_own(drawn, original, seed)
+                else:
+                    original = drawn
                 for name in arms:
                     trials[name].append(bench.run(name, drawn, seed))
                 done = seed + 1
@@ -272,6 +290,11 @@ def _conclude(
     ]
     unbeaten = [against[name] for name in helpful if against[name].better is not True]
     verdict, sentence = _verdict(main, untreated, treated, unbeaten, worthwhile, seeds)
+    if seeds > 1 and any(main.differences) and all(_repeated(arm) for arm in (untreated, treated)):
+        verdict = "inconclusive"
+        sentence += (
+            f"; but all {seeds} seeds gave the very same training, so that n is 1: give batches that depend on the seed"
+        )
     if primary != "loss" and None not in (main.better, loss.better) and main.better != loss.better:
         sentence += f"; the loss says the opposite: {_told(loss)})"
     return Proof(treatment, verdict, sentence, primary, tuple(comparisons), tuple(arms.values()), seeds, steps, shift)
@@ -288,6 +311,10 @@ def _verdict(
     else:
         before = _mean(untreated.outcome(main.outcome))
         told = f"{main.outcome}, treated − untreated: {_told(main)}, n = {seeds} seeds; untreated {before:.4g})"
+    least = worthwhile * abs(_mean(untreated.outcome(main.outcome)))
+    low, high = main.interval
+    if -least <= low and high <= least:  # also where it is surely not zero
+        return "no measurable benefit", f"{told}; a difference of {least:.3g} would have been worthwhile"
     if main.better is False:
         return "hurts", told
     if main.better is True:
@@ -299,12 +326,12 @@ def _verdict(
                 f"{told}; but a {rival.against} {how}: treated − {rival.against}: {_told(rival)})",
             )
         return "helps", told
-    if not (untreated.diverged or treated.diverged):
-        least = worthwhile * abs(_mean(untreated.outcome(main.outcome)))
-        low, high = main.interval
-        if -least <= low and high <= least:
-            return "no measurable benefit", f"{told}; a difference of {least:.3g} would have been worthwhile"
     return "inconclusive", f"{told}; more seeds or more steps would tell"
+
+
+def _repeated(arm: Arm) -> bool:
+    """Whether every seed gave the same losses, to the last bit."""
+    return all(each.losses == arm.trials[0].losses for each in arm.trials)
 
 
 def _told(of: Comparison) -> str:
@@ -313,22 +340,64 @@ def _told(of: Comparison) -> str:
     return f"{_signed(of.mean)} ({100 * (1 - of.alpha):.3g} % interval {_signed(low)} to {_signed(high)}"
 
 
-def _check(
-    model: nn.Module,
-    optimizer: Optimizer,
-    batches: Batches,
-    loss_fn: LossFn,
-    steps: int,
-    seeds: int,
-    alpha: float,
-    worthwhile: float,
-) -> None:
-    check_batches(batches)
-    check_loss(loss_fn)
-    check_owner(model, optimizer)
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        if value < 1:
+def check_counts(**counts: Any) -> None:
+    """Refuse what is not a whole number of at least 1.
+
+    Args:
+        counts: by the name of their argument.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} of 1 or more", repr(value), f"type: {name}=5")
+
+
+def check_data(batches: Batches, loss_fn: Any, eval_batches: Batches, metric: Any) -> None:
+    """Refuse, before any training, data and functions that a proof cannot use.
+
+    Args:
+        batches: see `prove`.
+        loss_fn: see `prove`.
+        eval_batches: see `prove`.
+        metric: see `prove`.
+
+    Raises:
+        InputError: one cannot be used.
+    """
+    check_batches(batches)
+    check_batches(eval_batches, "eval_batches")
+    check_loss(loss_fn)
+    check_metric(metric)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimiser that a proof cannot step.
+
+    Args:
+        model: that it steps.
+        optimizer: as given.
+
+    Raises:
+        InputError: it is none, or one whose step needs a closure.
+        SurgeryError: it is another model's.
+    """
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS):
+        raise InputError(
+            "an optimiser whose step() needs no closure", f"a {type(optimizer).__name__}", "give the one that trains"
+        )
+    check_owner(model, optimizer)
+
+
+def _check(plan: Any, model: nn.Module, optimizer: Optimizer, alpha: float, worthwhile: float) -> None:
+    if not isinstance(plan, Applicable):
+        raise InputError(
+            "a plan or a prescription",
+            f"a {type(plan).__name__}",
+            "type: treatment.plan(model, optimizer), or hf.prescribe(run, model, optimizer)",
+        )
+    check_optimizer(model, optimizer)
     if not 0 < alpha < 1:
         raise InputError("alpha between 0 and 1", repr(alpha), "type: alpha=0.05")
     if not worthwhile >= 0:
