@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.treatments.drop_bias import DropBias
 
@@ -162,3 +162,18 @@ def test_undo_is_refused_where_a_bias_was_put_since():
     with pytest.raises(SurgeryError, match="undo the later change first"):
         receipt.undo()
     assert torch.equal(model[0].bias, torch.ones(5))
+
+
+def test_a_checkpoint_of_before_converts_to_the_same_function():
+    x, model = images(), Net()
+    optimizer = trained(model, x)
+    untreated = copy.deepcopy(model)
+    receipt = DropBias(batch=x).plan(model, optimizer).apply()
+    trained(untreated, x)
+    state = copy.deepcopy(untreated.state_dict())
+    model.load_state_dict(receipt.convert(state))
+    torch.testing.assert_close(model.eval()(x), untreated.eval()(x), atol=1e-5, rtol=0)
+    assert torch.equal(state["norm.running_mean"], untreated.norm.running_mean)
+    del state["conv.bias"]
+    with pytest.raises(InputError, match=r"before the drop-bias; got one without the key 'conv\.bias'"):
+        receipt.convert(state)

@@ -316,3 +316,16 @@ def test_a_layer_folded_by_hand_draws_no_random_numbers_and_keeps_the_old_one():
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(layer.weight, weight)
     close(new(x), norm(layer(x)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_checkpoint_of_before_converts_to_the_same_function(affine):
+    x, model = images(), Net(norm=settled(nn.BatchNorm2d(4, affine=affine)))
+    receipt = apply(model, x)
+    other = Net(norm=settled(nn.BatchNorm2d(4, affine=affine))).eval()
+    model.load_state_dict(receipt.convert(other.state_dict()))
+    close(model(x), other(x))
+    apply(other, x)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(InputError, match=r"without the key 'norm\.running_var'"):
+        receipt.convert(other.state_dict())

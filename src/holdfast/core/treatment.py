@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import nn
 from torch.optim import Optimizer
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 
 
@@ -26,6 +26,7 @@ class Receipt:
         error_train: the same in train mode.
         renamed: keys of the `state_dict` under which the same tensor has another name now, old → new.
         removed: keys of the `state_dict` that are gone.
+        values: for values that a treatment works out from others: those of a given checkpoint, by their keys now.
     """
 
     treatment: str
@@ -35,6 +36,7 @@ class Receipt:
     error_train: float | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    values: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     undone: bool = field(default=False, init=False)
 
     def undo(self) -> None:
@@ -51,7 +53,7 @@ class Receipt:
         self.undone = True
 
     def convert(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A checkpoint of the model before the treatment, under the names after it.
+        """A checkpoint of the model before the treatment, under the names and with the values after it.
 
         Keys that the treatment added are not in it: where there are any, load with `strict=False`, and they stay as
         they are.
@@ -60,14 +62,25 @@ class Receipt:
             state: what `model.state_dict()` gave before.
 
         Returns:
-            The same tensors, those whose keys are gone left out.
+            The same tensors, those whose keys are gone left out, and what the treatment works out from them.
+
+        Raises:
+            InputError: a value that is needed is not in it.
 
         Example:
             >>> receipt = Receipt("swap", (), lambda: None, renamed={"1.weight": "1.0.weight"}, removed=("1.mean",))
             >>> receipt.convert({"0.weight": 1, "1.weight": 2, "1.mean": 3})
             {'0.weight': 1, '1.0.weight': 2}
         """
-        return {self.renamed.get(key, key): value for key, value in state.items() if key not in self.removed}
+        kept = {self.renamed.get(key, key): value for key, value in state.items() if key not in self.removed}
+        try:
+            return kept if self.values is None else {**kept, **self.values(state)}
+        except KeyError as error:
+            raise InputError(
+                f"a whole checkpoint of the model before the {self.treatment}",
+                f"one without the key {error}",
+                "give what model.state_dict() gave before",
+            ) from error
 
 
 Owner = Optimizer | Literal["any"] | None

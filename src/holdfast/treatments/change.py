@@ -26,12 +26,14 @@ class Change:
         undo: puts everything back, bit for bit.
         renamed: keys of the `state_dict` that have another name now, old → new.
         removed: keys of the `state_dict` that are gone.
+        values: see `Receipt`.
     """
 
     lines: tuple[str, ...]
     undo: Callable[[], None]
     renamed: Mapping[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    values: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def planned(
@@ -92,7 +94,9 @@ def planned(
             change.undo()
             in_force = False
 
-        return Receipt(treatment, change.lines, undo, errors[0], errors[1], change.renamed, change.removed)
+        return Receipt(
+            treatment, change.lines, undo, errors[0], errors[1], change.renamed, change.removed, change.values
+        )
 
     return Plan(treatment, diff, source, apply, model, optimizer=optimizer)
 

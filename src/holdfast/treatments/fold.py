@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ class Fold:
         For training: in train mode a BatchNorm uses the statistics of the batch, and the folded model does not; it is
         another function there (the receipt's train-mode error), without a normaliser. Keys of the state_dict go
         (those of the BatchNorm) and come (a bias), and weights have other values: load older checkpoints before
-        folding, not after. What a forward keeps of a layer's output in attributes of its own is not measured. Code
-        that reads `norm.weight` finds none.
+        folding, or pass them through `receipt.convert`. What a forward keeps of a layer's output in attributes of its
+        own is not measured. Code that reads `norm.weight` finds none.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -148,20 +149,32 @@ def folded(layer: Any, norm: Any) -> nn.Module:
         True
     """
     with torch.no_grad():
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight.double()
-        bias = -norm.running_mean.double() if layer.bias is None else layer.bias.double() - norm.running_mean.double()
-        bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
-        weight = _scaled(layer, scale).to(layer.weight.dtype)
+        weight, bias = _merged(layer, norm, partial(getattr, layer), partial(getattr, norm))
         new = _empty(layer).train(layer.training)
         new.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-        new.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        new.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
     return new
 
 
-def _scaled(layer: Any, scale: Tensor) -> Tensor:
-    """The weight in float64, each output channel times its factor."""
-    weight: Tensor = layer.weight.double()
+def _merged(
+    layer: Any, norm: Any, of_layer: Callable[[str], Tensor], of_norm: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """W′ and b′ for the settings of a layer and its BatchNorm, and for values of theirs by name."""
+    scale = (of_norm("running_var").double() + norm.eps).rsqrt()
+    shift = of_norm("running_mean").double().neg()
+    if layer.bias is not None:
+        shift = of_layer("bias").double() + shift
+    if norm.weight is not None:
+        scale = scale * of_norm("weight").double()
+    shift = shift * scale
+    if norm.bias is not None:
+        shift = shift + of_norm("bias").double()
+    weight = of_layer("weight")
+    return _scaled(layer, weight.double(), scale).to(weight.dtype), shift.to(weight.dtype)
+
+
+def _scaled(layer: Any, weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight of a layer, each output channel times its factor."""
     if not getattr(layer, "transposed", False):
         return weight * scale.view(-1, *[1] * (weight.ndim - 1))
     # (inputs, outputs / groups, *kernel): the inputs of one group after those of the other
@@ -254,7 +267,20 @@ def _exchange(model: nn.Module, optimizer: Optimizer | None, pairs: _Pairs, batc
         surgery.undo()
         raise
     lines = [f"in train mode: statistics of the batch → the running ones, folded in: {where}" for where in training]
-    return Change((*surgery.changes, *lines), surgery.undo, surgery.renamed)
+
+    def values(state: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path, (layer, norm, where) in pairs.items():
+            weight, bias = _merged(layer, norm, _reader(state, path), _reader(state, where))
+            found |= {f"{path}.weight": weight, f"{path}.bias": bias}
+        return found
+
+    return Change((*surgery.changes, *lines), surgery.undo, surgery.renamed, surgery.removed, values)
+
+
+def _reader(state: Mapping[str, Any], path: str) -> Callable[[str], Tensor]:
+    """What a checkpoint holds of the module at a path, by name."""
+    return lambda name: state[f"{path}.{name}"]
 
 
 def _relative(before: Any, after: Any) -> float:
