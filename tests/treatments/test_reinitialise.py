@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.treatments.reinitialise import Reinitialise
 
@@ -147,3 +147,8 @@ def test_what_must_not_be_drawn_anew_is_told(model, reason):
 def test_layers_left_are_in_the_diff():
     model = nn.Sequential(nn.Linear(4, 4), frozen())
     assert "  1: left as it is: its weight is frozen" in Reinitialise().plan(model, None).diff
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(InputError, match="'orthogonal', 'lsuv'; got 'foo'"):
+        Reinitialise("foo")

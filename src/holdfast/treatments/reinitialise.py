@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_optimizer, forget
@@ -91,9 +91,20 @@ class Reinitialise:
 
     name = "reinitialise"
 
-    scheme: Scheme = "auto"
+    scheme: Any = "auto"
     batch: Batch | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a scheme that does not exist.
+
+        Raises:
+            InputError: it is unknown.
+        """
+        if self.scheme not in get_args(Scheme):
+            raise InputError(
+                "scheme= one of " + ", ".join(map(repr, get_args(Scheme))), repr(self.scheme), 'type: scheme="auto"'
+            )
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Work out which weights are drawn anew, and how.
