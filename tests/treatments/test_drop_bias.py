@@ -177,3 +177,38 @@ def test_a_checkpoint_of_before_converts_to_the_same_function():
     del state["conv.bias"]
     with pytest.raises(InputError, match=r"before the drop-bias; got one without the key 'conv\.bias'"):
         receipt.convert(state)
+
+
+def test_rounding_in_half_precision_is_no_reason_to_refuse():
+    x, model = images(), Net()
+    trained(model, x)
+    nn.init.normal_(model.conv.bias)
+    model(x)
+    x, model = x.bfloat16(), model.bfloat16()
+    receipt = DropBias(batch=x).plan(model, None).apply()
+    assert receipt.error_eval > 1e-3 * model.eval()(x).abs().max()
+    assert model.conv.bias is None
+
+
+def test_what_counts_is_refused_in_half_precision_too():
+    class Two(Net):
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y), y
+
+    x, model = images().bfloat16(), Two().bfloat16()
+    nn.init.constant_(model.conv.bias, 4.0)
+    with pytest.raises(SurgeryError, match="a change of the output by"):
+        DropBias(batch=x).plan(model, None).apply()
+    assert model.conv.bias is not None
+
+
+@pytest.mark.parametrize("with_batch", [False, True])
+def test_a_parametrised_layer_is_left_with_the_reason(with_batch):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    nn.utils.parametrizations.weight_norm(model[0])
+    treatment = DropBias(batch=torch.randn(8, 4) if with_batch else None)
+    reason = "0: left as it is: its weight or bias is computed anew in each forward"
+    assert f"  {reason}" in treatment.plan(model, None).diff.splitlines()
+    with pytest.raises(SurgeryError, match=reason):
+        treatment.plan(model, None, [Site("0", "output")])

@@ -199,7 +199,7 @@ REFUSED = {
     tied: "a parameter of the layer is used elsewhere",
     aliased: "plain attribute 'kept'",
     subclassed: "none among those named",
-    weight_normed: "none among those named",
+    weight_normed: "conv: left as it is: its weight or bias is computed anew in each forward",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,10 @@ from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import WEIGHTED, expression, leaves, named, paths_of
 
 _TOLERANCE = 1e-3
-"""Of the largest output: far above rounding in float32 and in TF32, far below what a bias that counts would change."""
+"""Of the largest output: above rounding in float32 and in TF32, far below what a bias that counts would change."""
+
+_ROUNDINGS = 16
+"""As many of the coarsest type's may add up in a network; more than 1e-3 in half precision only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +93,8 @@ class DropBias:
         pairs: dict[str, tuple[nn.Module, _NormBase, str]] = {}
         diff, source = [], []
         for path, module in modules:
+            if isinstance(module, WEIGHTED) and is_parametrized(module) and module.bias is not None:
+                diff.append(left_alone(path, "its weight or bias is computed anew in each forward"))
             if type(module) not in WEIGHTED or module._parameters.get("bias") is None:
                 continue
             norm = follow.behind(path, module) if len(paths_of(model, module)) == 1 else "it is shared"
@@ -115,7 +121,7 @@ class DropBias:
             made = _drop(model, optimizer, pairs)
             try:
                 if before is not None and self.batch is not None:
-                    _verify(before, outputs(model, self.batch))
+                    _verify(before, outputs(model, self.batch), _tolerance(model, before))
             except BaseException:
                 made.undo()
                 raise
@@ -227,12 +233,19 @@ def _drop(model: nn.Module, optimizer: Optimizer | None, pairs: dict[str, tuple[
     return Change(tuple(lines), undo, removed=tuple(f"{path}.bias" for path in pairs), values=values)
 
 
-def _verify(before: Any, after: Any) -> None:
+def _tolerance(model: nn.Module, outputs: Any) -> float:
+    """What rounding may change, as a share of the largest output."""
+    tensors = [each for each in (*model.parameters(), *tree_leaves(outputs)) if isinstance(each, Tensor)]
+    coarsest = max((torch.finfo(each.dtype).eps for each in tensors if each.is_floating_point()), default=0.0)
+    return max(_TOLERANCE, _ROUNDINGS * coarsest)
+
+
+def _verify(before: Any, after: Any, tolerance: float) -> None:
     """Refuse when the outputs differ by more than rounding: then something else uses what the layer gives."""
     for mode, old, new in zip(("eval", "train"), before, after, strict=True):
         error = difference(old, new)
         scale = max(_largest(old), 1.0)
-        if not error <= _TOLERANCE * scale:
+        if not error <= tolerance * scale:
             raise SurgeryError(
                 "layers whose bias only the normaliser sees",
                 f"a change of the output by {error:.3g} in {mode} mode",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +30,8 @@ LAYERS: tuple[type[nn.Module], ...] = (*WEIGHTED, nn.ConvTranspose1d, nn.ConvTra
 
 _TOLERANCE = 1e-5
 """Of the largest output: some fifty roundings of float32, of which a network of twenty layers makes about ten."""
+
+_COMPUTED = "its weight or bias is computed anew in each forward"
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -205,8 +208,12 @@ def _pairs(model: nn.Module, batch: Batch, wanted: set[int]) -> tuple[dict[str, 
     followed = Followed(model, batch, LAYERS, (_BatchNorm,), "BatchNorm", mode="eval")
     pairs: dict[str, tuple[nn.Module, _BatchNorm, str]] = {}
     left = []
-    for path, layer in [(leaf.path, leaf.module) for leaf in leaves(model) if type(leaf.module) in LAYERS]:
+    for path, layer in [(leaf.path, leaf.module) for leaf in leaves(model) if isinstance(leaf.module, LAYERS)]:
         if wanted and wanted.isdisjoint(map(id, (layer, *followed.takers(path).values()))):
+            continue
+        if is_parametrized(layer):
+            left.append(left_alone(path, _COMPUTED))
+        if type(layer) not in LAYERS:
             continue
         norm = followed.behind(path, layer)
         if isinstance(norm, _BatchNorm):
@@ -226,7 +233,7 @@ def _reason(model: nn.Module, layer: nn.Module, norm: _BatchNorm, followed: Foll
     if norm.running_mean is None or norm.running_var is None:
         return "the BatchNorm behind it keeps no running statistics"
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "its weight is computed anew in each forward"
+        return _COMPUTED
     for each, name in ((layer, "it"), (norm, "the BatchNorm behind it")):
         if len(paths_of(model, each)) > 1:
             return f"{name} is shared"
