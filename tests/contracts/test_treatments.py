@@ -100,7 +100,8 @@ TAILORED = {
     "split-decay": {
         "optimiser": lambda groups: torch.optim.SGD(
             [each for group in groups for each in group["params"]], lr=0.05, momentum=0.9, weight_decay=0.01
-        )
+        ),
+        "settings": lambda patient: {"scheduler": patient.scheduler},
     },
     "swap-norm": {"model": (normalised, (16, 6))},
 }
@@ -112,7 +113,8 @@ NEED_A_BATCH = ("fold", "normalise-streams", "re-estimate", "scale-residual")
 
 def made(name, patient, with_batch=False):
     """A treatment with its own settings, and with the batch where it is wanted or needed."""
-    return TREATMENTS[name](batch=patient.batch if with_batch or name in NEED_A_BATCH else None)
+    settings = TAILORED.get(name, {}).get("settings", lambda _: {})(patient)
+    return TREATMENTS[name](batch=patient.batch if with_batch or name in NEED_A_BATCH else None, **settings)
 
 
 class Patient:
@@ -274,7 +276,7 @@ def test_a_recipe_cannot_be_applied(recipe, patient):
 
 
 def test_a_training_step_runs_after_apply_and_after_undo(change, patient):
-    plan = TREATMENTS[change](batch=patient.batch).plan(patient.model, patient.optimizer)
+    plan = made(change, patient, with_batch=True).plan(patient.model, patient.optimizer)
     identity = [id(each) for each in patient.model.parameters()]
     receipt = plan.apply()
     before = copy.deepcopy(patient.model.state_dict())
@@ -303,10 +305,10 @@ def test_a_plan_in_force_is_refused_and_may_be_applied_again_after_undo(change, 
 
 
 def test_the_lines_to_paste_do_the_same(change, patient):
-    pasted_model, pasted_optimizer = copy.deepcopy((patient.model, patient.optimizer))
+    pasted_model, pasted_optimizer, scheduler = copy.deepcopy((patient.model, patient.optimizer, patient.scheduler))
     plan = made(change, patient).plan(patient.model, patient.optimizer)
-    names = {"model": pasted_model, "optimizer": pasted_optimizer, "batch": patient.batch}
-    names |= {"nn": nn, "torch": torch, "OrderedDict": OrderedDict}
+    names = {"model": pasted_model, "optimizer": pasted_optimizer, "scheduler": scheduler}
+    names |= {"nn": nn, "torch": torch, "OrderedDict": OrderedDict, "batch": patient.batch}
     exec(plan.source, names)
     plan.apply()
     assert repr(pasted_model) == repr(patient.model)

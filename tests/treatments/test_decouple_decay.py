@@ -79,6 +79,38 @@ def test_undo_after_the_decay_was_moved_divides():
     assert optimizer.param_groups[0]["weight_decay"] == 0.25
 
 
+def test_undo_reaches_the_groups_that_a_checkpoint_of_afterwards_brought():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.5)
+    receipt = DecoupleDecay(4.0).plan(model, optimizer).apply()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    receipt.undo()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is False
+
+
+def test_undo_leaves_what_a_checkpoint_of_before_brought():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.5)
+    before = copy.deepcopy(optimizer.state_dict())
+    receipt = DecoupleDecay(4.0).plan(model, optimizer).apply()
+    optimizer.load_state_dict(before)
+    receipt.undo()
+    assert optimizer.state_dict() == before
+    assert optimizer.defaults["decoupled_weight_decay"] is False
+
+
+def test_undo_is_refused_where_groups_were_exchanged_and_nothing_changes():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.5)
+    receipt = DecoupleDecay().plan(model, optimizer).apply()
+    group = optimizer.param_groups[0]
+    optimizer.param_groups[0] = {**group, "params": list(group["params"])}
+    with pytest.raises(SurgeryError, match="groups that were exchanged for others since"):
+        receipt.undo()
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+
+
 class Own(torch.optim.Adam):
     """A subclass, whose step may do otherwise."""
 

@@ -15,6 +15,7 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_owner
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.groups import group_of
 
 _KEY = "decoupled_weight_decay"
 
@@ -129,12 +130,15 @@ def _check(optimizer: Optimizer) -> None:
 
 def _decouple(optimizer: Optimizer, coupled: Sequence[int], factor: float) -> Change:
     """Set the keys, all or nothing; undo divides where the decay was moved since."""
-    kept: list[tuple[dict[str, Any], Any, float]] = []
+    kept: list[tuple[list[Tensor], Any, float]] = []
     default = optimizer.defaults.get(_KEY, False)
     lines = []
 
     def undo() -> None:
-        for group, before, after in kept:
+        groups = [group_of(optimizer, params) for params, _, _ in kept]
+        for group, (_, before, after) in zip(groups, kept, strict=True):
+            if not group[_KEY]:
+                continue  # a checkpoint of before the treatment was loaded since
             group[_KEY] = False
             present = float(group["weight_decay"])
             if present != after:
@@ -150,11 +154,11 @@ def _decouple(optimizer: Optimizer, coupled: Sequence[int], factor: float) -> Ch
             group = optimizer.param_groups[index]
             before = group["weight_decay"]
             before = before.clone() if isinstance(before, Tensor) else before
-            kept.append((group, before, float(before)))
             group[_KEY] = True
+            kept.append((group["params"], before, float(before)))
             _set(group, float(before) * factor)
             after = float(group["weight_decay"])
-            kept[-1] = (group, before, after)
+            kept[-1] = (group["params"], before, after)
             lines.append(
                 f"optimiser group {index}: coupled weight_decay {float(before):.4g} → "
                 f"decoupled weight_decay {after:.4g}"

@@ -15,6 +15,7 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_optimizer
 from holdfast.treatments.change import Batch, Change, planned
+from holdfast.treatments.groups import group_of, place_of, schedulers
 from holdfast.treatments.places import NORMS, named
 
 _PER_GROUP = ("base_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums", "min_lrs", "_last_lr")
@@ -39,7 +40,7 @@ class SplitDecay:
     When it is wrong:
         When γ grows without bound and decay is what holds it. When decay is so weak that nothing changes. A
         checkpoint of the optimiser taken before has other groups and no longer loads. A scheduler keeps base rates by
-        group: give it here, or it may stop at its next step for want of one.
+        group and stops at its next step for want of one: an optimiser to which one was attached is refused without it.
 
     Example:
         >>> import torch
@@ -79,7 +80,8 @@ class SplitDecay:
             The plan.
 
         Raises:
-            SurgeryError: there is no optimiser, its state cannot be mended, or nothing is to be split.
+            SurgeryError: there is no optimiser, its state cannot be mended, nothing is to be split, or its scheduler
+                is not given.
         """
         if optimizer is None:
             raise SurgeryError("an optimiser", "None", "give the optimiser that steps the model")
@@ -111,10 +113,14 @@ class SplitDecay:
         for index, moved in chosen.items():
             source += _lines(optimizer.param_groups[index], index, [undecayed[each] for each in moved])
         split = [index for index, moved in chosen.items() if len(moved) < len(optimizer.param_groups[index]["params"])]
-        if self.scheduler is not None:
+        if split and self.scheduler is None and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+            raise SurgeryError(
+                "the scheduler that was attached to the optimiser, which keeps rates by group",
+                "none: it would stop at its next step for want of the new group's",
+                "type: SplitDecay(scheduler=scheduler)",
+            )
+        if split:
             source += _scheduler_lines(self.scheduler, split, len(optimizer.param_groups))
-        elif any("initial_lr" in optimizer.param_groups[index] for index in split):
-            diff.append("  a scheduler keeps rates by group and may stop for want of one: give scheduler=")
 
         def change() -> Change:
             for index, moved in chosen.items():
@@ -166,14 +172,15 @@ def _split(
 ) -> Change:
     """Split the groups, all or nothing."""
     before = [_lists(group) for group in optimizer.param_groups]
-    new: list[dict[str, Any]] = []
-    stopped: list[tuple[dict[str, Any], Any]] = []
-    extended: list[tuple[Any, str]] = []
+    new: list[list[Tensor]] = []
+    stopped: list[tuple[list[Tensor], Any]] = []
+    extended: list[tuple[LRScheduler, str]] = []
     lines: list[str] = []
 
     def restore() -> None:
-        for each in new:
-            place = next(i for i, group in enumerate(optimizer.param_groups) if group is each)
+        places = sorted(place_of(optimizer, params) for params in new)
+        decays = [(group_of(optimizer, params), decay) for params, decay in stopped]
+        for place in reversed(places):
             for holder, key in extended:
                 if place < len(getattr(holder, key)):
                     del getattr(holder, key)[place]
@@ -182,7 +189,7 @@ def _split(
             group["params"][:] = held
             if held_names is not None:
                 group["param_names"][:] = held_names
-        for group, decay in stopped:
+        for group, decay in decays:
             group["weight_decay"] = decay
 
     try:
@@ -190,7 +197,7 @@ def _split(
             group = optimizer.param_groups[index]
             decay, leaving = group["weight_decay"], {id(each) for each in moved}
             if len(moved) == len(group["params"]):
-                stopped.append((group, decay))
+                stopped.append((group["params"], decay))
                 group["weight_decay"] = 0.0
                 lines.append(f"optimiser group {index}: weight_decay {float(decay):.4g} → 0")
                 continue
@@ -204,8 +211,8 @@ def _split(
                 group["param_names"][:] = [name for each, name in pairs if id(each) not in leaving]
             group["params"][:] = [each for each in group["params"] if id(each) not in leaving]
             optimizer.add_param_group(apart)
-            new.append(optimizer.param_groups[-1])
-            for holder, key in _per_group(scheduler, place):
+            new.append(optimizer.param_groups[-1]["params"])
+            for _, holder, key in _per_group(scheduler, place):
                 getattr(holder, key).append(getattr(holder, key)[index])
                 if (holder, key) not in extended:
                     extended.append((holder, key))
@@ -240,16 +247,13 @@ def _lists(group: dict[str, Any]) -> tuple[list[Tensor], list[str] | None]:
     return list(group["params"]), None if names is None else list(names)
 
 
-def _per_group(scheduler: LRScheduler | None, groups: int) -> Iterator[tuple[Any, str]]:
-    """The lists by group of a scheduler and of those that it chains."""
-    if scheduler is None:
-        return
-    for key in _PER_GROUP:
-        held = getattr(scheduler, key, None)
-        if isinstance(held, list) and len(held) == groups:
-            yield scheduler, key
-    for each in getattr(scheduler, "_schedulers", ()):
-        yield from _per_group(each, groups)
+def _per_group(scheduler: LRScheduler | None, groups: int) -> Iterator[tuple[str, LRScheduler, str]]:
+    """The lists by group of a scheduler and of those that it chains: the way to each, whose it is, and its name."""
+    for path, each in schedulers(scheduler):
+        for key in _PER_GROUP:
+            held = getattr(each, key, None)
+            if isinstance(held, list) and len(held) == groups:
+                yield path, each, key
 
 
 def _lines(group: dict[str, Any], index: int, moved: Sequence[str]) -> list[str]:
@@ -274,25 +278,9 @@ def _lines(group: dict[str, Any], index: int, moved: Sequence[str]) -> list[str]
     ]
 
 
-def _scheduler_lines(scheduler: LRScheduler, split: Sequence[int], groups: int) -> list[str]:
+def _scheduler_lines(scheduler: LRScheduler | None, split: Sequence[int], groups: int) -> list[str]:
     """What a script does to the scheduler; those that one chains are named through it."""
-    lines = []
-    for holder, key in _per_group(scheduler, groups):
-        path = _path(scheduler, holder)
-        lines += [f"scheduler{path}.{key} += [scheduler{path}.{key}[index] for index in {list(split)}]"]
-    return lines if split else []
-
-
-def _path(scheduler: Any, holder: Any) -> str:
-    if scheduler is holder:
-        return ""
-    for place, each in enumerate(getattr(scheduler, "_schedulers", ())):
-        if any(found is holder for found in _tree(each)):
-            return f"._schedulers[{place}]{_path(each, holder)}"
-    raise LookupError(holder)
-
-
-def _tree(scheduler: Any) -> Iterator[Any]:
-    yield scheduler
-    for each in getattr(scheduler, "_schedulers", ()):
-        yield from _tree(each)
+    return [
+        f"{path}.{key} += [{path}.{key}[index] for index in {list(split)}]"
+        for path, _, key in _per_group(scheduler, groups)
+    ]
