@@ -249,10 +249,18 @@ class Backwards(nn.Module):
         return self.head(self.last(self.middle(self.norm(self.first(x)).relu())))
 
 
+def overwritten():
+    """What each normaliser gives is overwritten by the layer behind it."""
+    torch.manual_seed(0)
+    blocks = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)]
+    return nn.Sequential(*blocks, nn.ReLU(inplace=True))
+
+
 @pytest.mark.parametrize(
     ("model", "to", "batch"),
     [
         (Backwards(), "layer", torch.randn(32, 4)),
+        (overwritten(), "group", torch.randn(8, 3, 8, 8)),
         (residual(), "group", torch.randn(8, 3, 8, 8)),
         (residual(), "ghost", None),
         (perceptron(nn.LayerNorm(8)), "batch", torch.randn(32, 4)),

@@ -27,7 +27,7 @@ _MATCHING = """\
 import copy
 def moments(path):  # mean and SD of each channel of a layer's output, in train mode
     twin, seen = copy.deepcopy(model).train(), []
-    twin.get_submodule(path).register_forward_hook(lambda layer, given, output: seen.append(output))
+    twin.get_submodule(path).register_forward_hook(lambda layer, given, output: seen.append(output.clone()))
     with torch.no_grad():
         twin(ARGUMENTS)
     values = seen[0].double().movedim(axes[path], 0).flatten(1)
