@@ -1,3 +1,7 @@
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +84,55 @@ def test_difference():
     assert difference((torch.zeros(2), "text"), (torch.ones(2), "text")) == 1.0
     assert difference(torch.zeros(0), torch.zeros(0)) == 0.0
     assert difference(torch.tensor([1]), torch.tensor([4])) == 3.0
+
+
+def test_changes_of_one_model_are_undone_last_first():
+    model, other = layer(), layer()
+    first, second = scaled(model, 3.0, None).apply(), scaled(model, 5.0, None).apply()
+    elsewhere = scaled(other, 7.0, None).apply()
+    with pytest.raises(SurgeryError, match=r"undo the later change first: scale \(weight → scaled\)"):
+        first.undo()
+    assert model.weight.item() == 30.0
+    second.undo()
+    first.undo()
+    elsewhere.undo()
+    assert (model.weight.item(), other.weight.item()) == (2.0, 2.0)
+
+
+def test_what_came_between_and_was_undone_or_refused_does_not_count():
+    model = layer()
+    first = scaled(model, 3.0, torch.ones(1, 1)).apply()
+    with pytest.raises(InputError):
+        scaled(model, 5.0, torch.ones(1, 7)).apply()
+    again = scaled(model, 5.0, None)
+    again.apply().undo()
+    again.apply().undo()
+    first.undo()
+    assert model.weight.item() == 2.0
+
+
+def test_a_copy_has_no_changes_of_its_own_and_none_keeps_a_model_alive():
+    model = layer()
+    receipt = scaled(model, 3.0, None).apply()
+    copied = copy.deepcopy(model)
+    scaled(copied, 5.0, None).apply()
+    receipt.undo()
+    gone = weakref.ref(copied)
+    del copied
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_change_whose_effect_cannot_be_told_is_taken_back(error, monkeypatch):
+    def raising(*_):
+        raise error
+
+    model = layer()
+    plan = scaled(model, 3.0, torch.ones(1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.treatments.change.difference", raising)
+        with pytest.raises(type(error)):
+            plan.apply()
+    assert model.weight.item() == 2.0
+    plan.apply().undo()

@@ -152,3 +152,14 @@ def test_layers_left_are_in_the_diff():
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(InputError, match="'orthogonal', 'lsuv'; got 'foo'"):
         Reinitialise("foo")
+
+
+def test_two_draws_are_undone_last_first():
+    model = network()
+    before = model[0].weight.detach().clone()
+    first, second = (Reinitialise(seed=seed).plan(model, None).apply() for seed in range(2))
+    with pytest.raises(SurgeryError, match="undo the later change first: reinitialise"):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert torch.equal(model[0].weight, before)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.core.errors import InputError, SurgeryError
+from holdfast.core.interrupt import deferred
 from holdfast.core.site import Site
 
 
@@ -40,17 +41,18 @@ class Receipt:
     undone: bool = field(default=False, init=False)
 
     def undo(self) -> None:
-        """Put model and optimiser back as they were before.
+        """Put model and optimiser back as they were before; Ctrl-C waits meanwhile.
 
         Raises:
-            SurgeryError: it was undone already.
+            SurgeryError: it was undone already, or a later change of the model is in force.
         """
         if self.undone:
             raise SurgeryError(
                 f"a {self.treatment} that is in force", "one that was undone already", "apply the plan again first"
             )
-        self.undo_()
-        self.undone = True
+        with deferred():
+            self.undo_()
+            self.undone = True
 
     def convert(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A checkpoint of the model before the treatment, under the names and with the values after it.

@@ -90,13 +90,17 @@ def forget(optimizer: Optimizer | None, parameters: Iterable[nn.Parameter]) -> C
         return lambda: None
     before = dict(optimizer.state)
     dropped = set(parameters)
-    for parameter in dropped:
-        optimizer.state.pop(parameter, None)
-        _begin(optimizer, parameter)
 
     def put_back() -> None:
         _set_state(optimizer, before, dropped)
 
+    try:
+        for parameter in dropped:
+            optimizer.state.pop(parameter, None)
+            _begin(optimizer, parameter)
+    except BaseException:
+        put_back()
+        raise
     return put_back
 
 

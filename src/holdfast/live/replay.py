@@ -18,6 +18,7 @@ from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
 from holdfast.core.errors import InputError, WatchError
+from holdfast.core.interrupt import deferred, interruptible
 from holdfast.live.inner import inner_model
 from holdfast.live.random_state import RandomState, generator_restorer, preserved_random_state
 
@@ -93,7 +94,8 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
 
     Afterwards parameters, buffers (their identity and their version counters too), gradients, the global random
     generators, training flags, plain attributes of the modules, autocast and its cache are bit for bit what they were,
-    also when the forward raises. So it may run anywhere in a training loop, between forward and backward included.
+    also when the forward raises or Ctrl-C stops it. So it may run anywhere in a training loop, between forward and
+    backward included.
 
     The forward reads clones of the buffers and of the arguments, so nothing needs to be copied back and no version
     counter moves. A compiled or a distributed model is replayed as the plain module inside. What the user's own hooks
@@ -124,6 +126,7 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
     inner = inner_model(model)
     with ExitStack() as stack:
         stack.enter_context(untouched(inner, mode=mode))
+        stack.enter_context(deferred())
         stack.enter_context(preserved_random_state())
         if random:
             call.random.restore()
@@ -131,7 +134,8 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
         stack.enter_context(_plain_execution())
         stack.enter_context(torch.no_grad())
         args, kwargs = _cloned((call.args, dict(call.kwargs)))
-        return inner(*args, **kwargs)
+        with interruptible():
+            return inner(*args, **kwargs)
 
 
 @contextmanager
@@ -157,12 +161,14 @@ def untouched(model: nn.Module, *, mode: Mode = "as it was") -> Iterator[None]:
     parameters = list(model.named_parameters())
     versions = [_version(parameter) for _, parameter in parameters]
     kept = [_Kept(module) for module in modules]
-    try:
-        _swap(kept, mode)
-        yield
-    finally:
-        for each in kept:
-            each.restore()
+    with deferred():
+        try:
+            _swap(kept, mode)
+            with interruptible():
+                yield
+        finally:
+            for each in kept:
+                each.restore()
     for (name, parameter), version in zip(parameters, versions, strict=True):
         if _version(parameter) != version:
             raise WatchError(

@@ -66,6 +66,7 @@ class Surgery:
         added: keys of the `state_dict` that are new.
         removed: keys of the `state_dict` that are gone.
         optimiser: one line for each change in the optimiser.
+        changes: one line for each thing changed, for a receipt.
         undo_: what `undo` does.
     """
 
@@ -74,6 +75,7 @@ class Surgery:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     optimiser: tuple[str, ...]
+    changes: tuple[str, ...]
     undo_: Callable[[], None]
 
     def undo(self) -> None:
@@ -84,17 +86,6 @@ class Surgery:
         changed again since.
         """
         self.undo_()
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """One line for each thing changed, for a receipt."""
-        return (
-            *(str(each) for each in self.replacements),
-            *(f"state_dict key {old} → {new}" for old, new in self.renamed.items()),
-            *(f"state_dict key none → {key}" for key in self.added),
-            *(f"state_dict key {key} → none" for key in self.removed),
-            *self.optimiser,
-        )
 
 
 def operate(model: nn.Module, optimizer: Optimizer | None, policy: Policy) -> Surgery:
@@ -136,25 +127,34 @@ def operate(model: nn.Module, optimizer: Optimizer | None, policy: Policy) -> Su
         _dress(each, model)
     places = [_Place(parent, name, each) for each in replacements for parent, name in _parents(model, each.old)]
     groups = Groups(optimizer)
-    try:
-        for place in places:
-            place.put_in()
-        lines = groups.mend(model, [(each.old, each.new) for each in replacements], names)
-    except BaseException:  # Ctrl-C among them
+
+    def restore() -> None:
         for place in places:
             place.put_back()
         groups.restore()
-        raise
 
     def undo() -> None:
         for place in places:
             place.check()
         groups.check()
-        for place in places:
-            place.put_back()
-        groups.restore()
+        restore()
 
-    return Surgery(replacements, *_compare(before, _keys(model)), lines, undo)
+    try:
+        for place in places:
+            place.put_in()
+        lines = groups.mend(model, [(each.old, each.new) for each in replacements], names)
+        renamed, added, removed = _compare(before, _keys(model))
+        changes = (
+            *map(str, replacements),
+            *(f"state_dict key {old} → {new}" for old, new in renamed.items()),
+            *(f"state_dict key none → {key}" for key in added),
+            *(f"state_dict key {key} → none" for key in removed),
+            *lines,
+        )
+    except BaseException:  # Ctrl-C among them
+        restore()
+        raise
+    return Surgery(replacements, renamed, added, removed, lines, changes, undo)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

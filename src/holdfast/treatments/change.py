@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from holdfast.core.errors import HoldfastError, InputError, SurgeryError
+from holdfast.core.interrupt import deferred
 from holdfast.core.treatment import Owner, Plan, Receipt
 from holdfast.live.replay import Call, Mode, record_call, replay
 
@@ -49,7 +51,8 @@ def planned(
     """A plan whose receipt states what the change did to the computed function.
 
     The model runs on the batch before and after, in eval and in train mode, with the same random numbers and without
-    a trace. If it does not run afterwards, the change is taken back.
+    a trace. If it does not run afterwards, or Ctrl-C comes meanwhile, the change is taken back. Changes of one model
+    are undone in the order opposite to that in which they were made: `undo` refuses while a later one is in force.
 
     Args:
         treatment: its name.
@@ -64,41 +67,83 @@ def planned(
     Returns:
         The plan.
     """
-    in_force = False
+    present: _InForce | None = None
 
     def apply() -> Receipt:
-        nonlocal in_force
-        if in_force:
+        nonlocal present
+        if present is not None:
             raise SurgeryError(
                 f"a {treatment} that is not in force", "a plan that was applied already", "receipt.undo() comes first"
             )
         given = batch() if callable(batch) else batch
         before = None if given is None else outputs(model, given)
-        change = make()
+        change: Change | None = None
         try:
-            after = None if given is None else outputs(model, given)
-        except BaseException as error:  # Ctrl-C among them
-            change.undo()
-            if not isinstance(error, Exception):
-                raise
-            raise SurgeryError(
-                "a model that still runs on the batch",
-                f"this after {treatment}: {error.got if isinstance(error, InputError) else error}",
-                "the change was taken back; name other layers with sites=",
-            ) from error
-        in_force = True
-        errors = (None, None) if before is None or after is None else tuple(map(difference, before, after))
+            with deferred():
+                change = make()
+                after = None if given is None else _outputs_after(treatment, model, given)
+                errors = (None, None) if before is None or after is None else tuple(map(difference, before, after))
+                present = _InForce(treatment, change.lines)
+                _in_force.setdefault(model, []).append(present)
+                undo, (in_eval, in_train) = undo_of(change), errors
+                return Receipt(
+                    treatment, change.lines, undo, in_eval, in_train, change.renamed, change.removed, change.values
+                )
+        except BaseException:  # Ctrl-C among them
+            with deferred():
+                if change is not None:
+                    change.undo()
+                    end()
+            raise
 
+    def undo_of(change: Change) -> Callable[[], None]:
         def undo() -> None:
-            nonlocal in_force
+            latest = _in_force[model][-1]
+            if latest is not present:
+                raise SurgeryError(
+                    "the change of this model that was made last",
+                    f"a {treatment}, after which a {latest.treatment} came",
+                    f"undo the later change first: {latest}",
+                )
             change.undo()
-            in_force = False
+            end()
 
-        return Receipt(
-            treatment, change.lines, undo, errors[0], errors[1], change.renamed, change.removed, change.values
-        )
+        return undo
+
+    def end() -> None:
+        nonlocal present
+        if present is not None:
+            _in_force[model].remove(present)
+            present = None
 
     return Plan(treatment, diff, source, apply, model, optimizer=optimizer)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _InForce:
+    """A change that is in force; of the model it holds nothing."""
+
+    treatment: str
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.lines) - 1} more" if len(self.lines) > 1 else ""
+        return f"{self.treatment} ({''.join(self.lines[:1])}{more})"
+
+
+_in_force: WeakKeyDictionary[nn.Module, list[_InForce]] = WeakKeyDictionary()
+"""The changes of each model, the last one last."""
+
+
+def _outputs_after(treatment: str, model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+    try:
+        return outputs(model, batch)
+    except Exception as error:
+        raise SurgeryError(
+            "a model that still runs on the batch",
+            f"this after {treatment}: {error.got if isinstance(error, InputError) else error}",
+            "the change was taken back; name other layers with sites=",
+        ) from error
 
 
 def outputs(model: nn.Module, batch: Batch) -> tuple[Any, Any]:

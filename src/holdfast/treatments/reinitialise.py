@@ -170,24 +170,28 @@ class Reinitialise:
         """Draw, all or nothing."""
         parameters = [each for target in targets for each in target.layer.parameters(recurse=False)]
         kept = [(each, each.detach().clone()) for each in dict.fromkeys(parameters)]
-        put_back = forget(optimizer, [each for each, _ in kept])
+        before = [_sd(target.layer.weight) for target in targets]
 
-        def undo() -> None:
+        def restore() -> None:
             with torch.no_grad():
                 for parameter, value in kept:
                     parameter.copy_(value)
-            put_back()
 
         try:
             self._fill(model, targets)
+            lines = [
+                f"{target.path}.weight: SD {sd:.4g} → {_sd(target.layer.weight):.4g}"
+                for target, sd in zip(targets, before, strict=True)
+            ]
+            put_back = forget(optimizer, [each for each, _ in kept])
         except BaseException:  # Ctrl-C among them
-            undo()
+            restore()
             raise
-        values = {id(parameter): value for parameter, value in kept}
-        lines = [
-            f"{target.path}.weight: SD {_sd(values[id(target.layer.weight)]):.4g} → {_sd(target.layer.weight):.4g}"
-            for target in targets
-        ]
+
+        def undo() -> None:
+            restore()
+            put_back()
+
         if optimizer is not None:
             lines.append(f"optimiser state of {len(kept)} parameters → none")
         return Change(tuple(lines), undo)
