@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
@@ -173,3 +174,35 @@ def test_training_with_the_norm_saturates_less():
     model(x)
     saturated = [(each.abs() > 4.357).double().mean().item() for each in inputs]
     assert saturated[1] < 0.05 < 0.4 < saturated[0]
+
+
+def test_the_lines_to_paste_do_the_same_and_say_when():
+    model, pasted = perceptron(), perceptron()
+    plan = InsertNorm().plan(model, None)
+    exec(plan.source, {"model": pasted, "nn": nn})
+    plan.apply()
+    assert repr(pasted) == repr(model)
+    assert "# before the optimiser is made" in plan.source
+
+
+def test_a_kind_or_a_start_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"expected kind= one of 'auto', 'batch', 'layer'; got 'foo'"):
+        InsertNorm(kind="foo")
+    with pytest.raises(InputError, match=r"expected start=.*; got 'warm'"):
+        InsertNorm(start="warm")
+
+
+@pytest.mark.parametrize("computed", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_layer_whose_weight_is_computed_is_left_alone_with_the_reason(computed):
+    why = "left as it is: its weight is computed from others"
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), computed(nn.Linear(6, 6)))
+    with pytest.raises(SurgeryError, match=f"got 2: {why}"):
+        InsertNorm().plan(model, None)
+    model.extend([nn.Sigmoid(), nn.Linear(6, 2)])
+    plan = InsertNorm().plan(model, None)
+    assert f"  2: {why}" in plan.diff
+    plan.apply()
+    assert norms(model) == {"4": "BatchNorm1d"}
+    begins = nn.Sequential(computed(nn.Linear(4, 6)), nn.Sigmoid(), nn.Linear(6, 2))
+    InsertNorm().plan(begins, None).apply()
+    assert norms(begins) == {"2": "BatchNorm1d"}

@@ -1,6 +1,5 @@
 import copy
 import re
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -295,7 +294,12 @@ def test_the_lines_to_paste_do_the_same():
     model = Fused()
     pasted = copy.deepcopy(model)
     plan = NormaliseStreams(batch=X).plan(model, None)
-    exec(plan.source, {"nn": nn, "OrderedDict": OrderedDict, "model": pasted})
+    exec(plan.source, {"nn": nn, "model": pasted})
     plan.apply()
     assert repr(pasted) == repr(model)
     assert list(pasted.state_dict()) == list(model.state_dict())
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"expected kind= one of 'auto', 'batch', 'layer'; got 'foo'"):
+        NormaliseStreams(kind="foo")

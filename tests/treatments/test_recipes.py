@@ -49,9 +49,10 @@ def test_clip_rehearsed_bounds_the_gradient_until_it_ends():
     assert Clip().plan(model, None).rehearse_ is None
 
 
-def test_clip_refuses_a_norm_of_zero():
+@pytest.mark.parametrize("norm", [0.0, -1, math.inf, math.nan, "a", None, True])
+def test_clip_refuses_what_is_no_norm(norm):
     with pytest.raises(InputError, match="a positive max_norm"):
-        Clip(max_norm=0.0).plan(nn.Linear(1, 1), None)
+        Clip(max_norm=norm)
 
 
 def test_warm_up_reaches_the_rate_after_its_steps():
@@ -82,9 +83,10 @@ def test_warm_up_takes_its_length_from_the_second_moment(make, steps):
     assert "total_iters=500)" in WarmUp().plan(model, None).source
 
 
-def test_warm_up_refuses_no_steps():
+@pytest.mark.parametrize("steps", [0, -3, 2.5, "a", True])
+def test_warm_up_refuses_what_is_no_number_of_steps(steps):
     with pytest.raises(InputError, match="at least one step"):
-        WarmUp(steps=0).plan(nn.Linear(1, 1), None)
+        WarmUp(steps=steps)
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((50, 3), [0]), ((50, 3, 4, 4), [0, 2, 3])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,18 @@ class Clip:
 
     name = "clip"
 
-    max_norm: float = 1.0
+    max_norm: Any = 1.0
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no length.
+
+        Raises:
+            InputError: it is not a number, or not positive and finite.
+        """
+        known = type(self.max_norm) in (int, float)
+        if not (known and math.isfinite(self.max_norm) and self.max_norm > 0):
+            raise InputError("a positive max_norm", repr(self.max_norm), "give max_norm=1.0, say")
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Give the lines.
@@ -60,12 +71,7 @@ class Clip:
 
         Returns:
             A plan that only your script can follow.
-
-        Raises:
-            InputError: the norm is not positive.
         """
-        if not self.max_norm > 0:
-            raise InputError("a positive max_norm", repr(self.max_norm), "give max_norm=1.0, say")
         line = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={self.max_norm!r})"
         return Plan(
             self.name,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from holdfast.core.errors import InputError, SurgeryError
@@ -31,6 +32,24 @@ from holdfast.treatments.places import (
 
 Kind = Literal["auto", "batch", "layer"]
 Start = Literal["fresh", "identity"]
+
+FIRST_LINES = """\
+from collections import OrderedDict
+# before the optimiser is made: it steps the new norms too"""
+"""Of the lines for a script."""
+
+
+def check_kind(kind: object) -> None:
+    """Refuse a kind of normaliser that does not exist.
+
+    Args:
+        kind: any value.
+
+    Raises:
+        InputError: it is none of `Kind`.
+    """
+    if kind not in get_args(Kind):
+        raise InputError("kind= one of " + ", ".join(map(repr, get_args(Kind))), repr(kind), 'type: kind="auto"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +104,8 @@ class InsertNorm:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))
         >>> plan = InsertNorm().plan(model, None)
         >>> print(plan.source)
+        from collections import OrderedDict
+        # before the optimiser is made: it steps the new norms too
         model[2] = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(8), layer=model[2]))
         >>> receipt = plan.apply()
         >>> dict(receipt.renamed)
@@ -107,9 +128,19 @@ class InsertNorm:
 
     name = "insert-norm"
 
-    kind: Kind = "auto"
-    start: Start = "fresh"
+    kind: Any = "auto"
+    start: Any = "fresh"
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a kind or a start that does not exist.
+
+        Raises:
+            InputError: it is unknown.
+        """
+        check_kind(self.kind)
+        if self.start not in get_args(Start):
+            raise InputError('start="fresh" or "identity"', repr(self.start), 'type: InsertNorm(start="identity")')
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Work out which norm goes where.
@@ -166,8 +197,6 @@ class InsertNorm:
         )
 
     def _check_start(self) -> None:
-        if self.start not in ("fresh", "identity"):
-            raise InputError('start="fresh" or "identity"', repr(self.start), 'type: InsertNorm(start="identity")')
         if self.start == "identity" and self.kind == "layer":
             raise SurgeryError(
                 "a normaliser that can start as the identity: a BatchNorm",
@@ -204,6 +233,8 @@ class InsertNorm:
         self, model: nn.Module, order: Sequence[Leaf], path: str, module: nn.Module, planned: Container[int]
     ) -> Norm | str:
         """The norm for one layer, or the reason why there is none."""
+        if is_parametrized(module):
+            return "its weight is computed from others (parametrisation)"
         if type(module) not in WEIGHTED and type(module) not in ACTIVATIONS:
             return f"{type(module).__name__} is not a layer that this treatment knows"
         if not path:
@@ -254,7 +285,7 @@ def _difference(path: str, module: nn.Module, norm: Norm) -> list[str]:
 def _source(model: nn.Module, modules: Sequence[nn.Module], norms: Mapping[int, Norm]) -> str:
     names = [[expression(model, each) for each in paths_of(model, module)] for module in modules]
     identity = any(norm.identity_of is not None for norm in norms.values())
-    lines = [LINES.format(layers=", ".join(each[0] for each in names))] if identity else []
+    lines = [FIRST_LINES, *([LINES.format(layers=", ".join(each[0] for each in names))] if identity else [])]
     for module, each in zip(modules, names, strict=True):
         norm = f"identity({norms[id(module)]}, {each[0]})" if identity else str(norms[id(module)])
         lines.append(f"{' = '.join(each)} = nn.Sequential(OrderedDict(norm={norm}, layer={each[0]}))")
@@ -268,4 +299,8 @@ def _named_in_order(model: nn.Module, order: Sequence[Leaf], sites: Sequence[Sit
 
 def _default(order: Sequence[Leaf]) -> list[tuple[str, nn.Module]]:
     """Every layer with a matrix but the first, whose input is data."""
-    return [(leaf.path, leaf.module) for leaf in order if type(leaf.module) in WEIGHTED][1:]
+    return [
+        (leaf.path, leaf.module)
+        for leaf in order
+        if type(leaf.module) in WEIGHTED or (isinstance(leaf.module, WEIGHTED) and is_parametrized(leaf.module))
+    ][1:]

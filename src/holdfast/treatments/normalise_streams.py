@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ from holdfast.live.surgery import check_model, one_line, operate
 from holdfast.treatments.branches import followed
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.incoming import FEWEST
-from holdfast.treatments.insert_norm import Kind, Norm
+from holdfast.treatments.insert_norm import FIRST_LINES, Norm, check_kind
 from holdfast.treatments.left import why_nothing
 from holdfast.treatments.places import expression, named, paths_of
 from holdfast.treatments.streams import Meeting, Tap, meetings, tap
@@ -59,6 +60,8 @@ class NormaliseStreams:
         ...         return self.head(torch.cat([self.a(x), self.b(100 * x)], dim=1))
         >>> model = Fused()
         >>> print(NormaliseStreams(batch=torch.randn(64, 4)).plan(model, None).source)
+        from collections import OrderedDict
+        # before the optimiser is made: it steps the new norms too
         model.a = nn.Sequential(OrderedDict(layer=model.a, norm=nn.BatchNorm1d(3)))
         model.b = nn.Sequential(OrderedDict(layer=model.b, norm=nn.BatchNorm1d(2)))
 
@@ -75,9 +78,17 @@ class NormaliseStreams:
 
     name = "normalise-streams"
 
-    kind: Kind = "auto"
+    kind: Any = "auto"
     factor: float = 3.0
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that does not exist.
+
+        Raises:
+            InputError: it is unknown.
+        """
+        check_kind(self.kind)
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Work out which streams are normalised, and how.
@@ -132,7 +143,7 @@ class NormaliseStreams:
                 raise SurgeryError("the model as it was planned for", "one that changed since", "plan again")
             return Change(surgery.changes, surgery.undo, surgery.renamed)
 
-        source = "\n".join(_line(model, modules[path], norm) for path, norm in norms.items())
+        source = "\n".join([FIRST_LINES, *(_line(model, modules[path], norm) for path, norm in norms.items())])
         return planned(
             self.name, model, change, diff="\n".join(diff), source=source, batch=self.batch, optimizer=optimizer
         )

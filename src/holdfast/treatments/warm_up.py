@@ -56,8 +56,17 @@ class WarmUp:
 
     name = "warm-up"
 
-    steps: int | None = None
+    steps: Any = None
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of steps.
+
+        Raises:
+            InputError: it is not a whole number above 0.
+        """
+        if self.steps is not None and (type(self.steps) is not int or self.steps < 1):
+            raise InputError("at least one step, a whole number", repr(self.steps), "give steps=500, say")
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Give the lines.
@@ -69,13 +78,8 @@ class WarmUp:
 
         Returns:
             A plan that only your script can follow.
-
-        Raises:
-            InputError: the number of steps is not positive.
         """
         steps = self._choose(optimizer) if self.steps is None else self.steps
-        if steps < 1:
-            raise InputError("at least one step", repr(self.steps), "give steps=500, say")
         rate = "lr" if optimizer is None else f"lr {float(optimizer.param_groups[0]['lr']):.4g}"
         return Plan(
             self.name,
