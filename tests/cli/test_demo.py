@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from rich.console import Console
 from typer.testing import Result
 
 from holdfast.api import Run
 from holdfast.cli import demo as module
 from holdfast.core.errors import RunError
+from holdfast.core.finding import Diagnosis, Finding
+from holdfast.core.site import Site
 from holdfast.lab.demo import DataName
 from holdfast.lab.networks import Variant
 
@@ -210,6 +213,23 @@ def test_reviews_train_the_relu_network(run: Callable[..., Result], tmp_path: Pa
     assert "10 ReLU layers" in result.stdout
     assert "Prescription" not in result.stdout  # not asked for
     assert "film reviews, one sentence each, as bags of 47 words" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("kept", "line"),
+    [
+        ("insert-norm", "what was kept                     holdfast explain insert-norm"),
+        (None, "what would answer it              holdfast explain reinitialise"),
+    ],
+)
+def test_what_to_type_next_names_the_treatment_that_was_kept(kept: str | None, line: str) -> None:
+    finding = Finding("poor-init", "critical", (Site("fc", "output"),), "first", (), treatments=("reinitialise",))
+    diagnosis = Diagnosis("run", 10, "verdict", (finding,))
+    console = Console(record=True, width=200)
+    module._show_next(console, diagnosis, kept, folder=Path("run"), page=Path("page"), variant="dead")
+    told = console.export_text()
+    assert line in told
+    assert ("reinitialise" in told) == (kept is None)
 
 
 def test_a_run_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def demo(
         if cure is not None:
             console.print()
             show_cure(console, cure)
-        _show_next(console, diagnosis, folder=folder, page=page, variant=variant)
+        kept = None if cure is None or cure.receipt is None else cure.receipt.treatment
+        _show_next(console, diagnosis, kept, folder=folder, page=page, variant=variant)
 
 
 def free_folder(wanted: Path) -> Path:
@@ -188,7 +189,10 @@ def _show_outcome(console: Console, outcome: Outcome, samples: Dataset) -> None:
     console.print()
 
 
-def _show_next(console: Console, diagnosis: Diagnosis, *, folder: Path, page: Path, variant: Variant) -> None:
+def _show_next(
+    console: Console, diagnosis: Diagnosis, kept: str | None, *, folder: Path, page: Path, variant: Variant
+) -> None:
+    """The paths, and lines to type; of treatments the one that was kept, else the first that the findings name."""
     from rich.text import Text
 
     other: Variant = "healthy" if variant != "healthy" else "suffering"
@@ -196,7 +200,9 @@ def _show_next(console: Console, diagnosis: Diagnosis, *, folder: Path, page: Pa
     if diagnosis.findings:
         first = diagnosis.findings[0]
         rows.append(("what the first finding means", f"holdfast explain {first.rule}"))
-        if first.treatments:
+        if kept is not None:
+            rows.append(("what was kept", f"holdfast explain {kept}"))
+        elif first.treatments:
             rows.append(("what would answer it", f"holdfast explain {first.treatments[0]}"))
     rows += [
         ("the findings again, for a script", f"holdfast diagnose {shlex.quote(str(folder))} --json"),
