@@ -363,3 +363,14 @@ def test_another_optimiser_than_a_rehearsals_is_refused(recipe, patient):
     for given in (patient.optimizer, None):
         with pytest.raises(SurgeryError, match="plan again for this one"):
             TREATMENTS[recipe]().plan(patient.model, given).trial(patient.model, other)
+
+
+def test_a_change_is_not_undone_before_a_later_one(change, patient):
+    first = made(change, patient).plan(patient.model, patient.optimizer).apply()
+    second = TREATMENTS["reinitialise"]().plan(patient.model, patient.optimizer).apply()
+    before = patient.state()
+    with pytest.raises(SurgeryError, match="undo the later change first: reinitialise"):
+        first.undo()
+    assert patient.state() == before
+    second.undo()
+    first.undo()
