@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.treatments.replace_activation import ReplaceActivation
 
@@ -67,3 +67,8 @@ def test_a_relu_becomes_a_gelu_only_when_named():
     assert [type(model[i]) for i in (1, 3)] == [nn.GELU, nn.ReLU]
     with pytest.raises(SurgeryError, match="a sigmoid or tanh module"):
         ReplaceActivation("relu").plan(model, None, [Site("3", "output")])
+
+
+def test_an_activation_that_is_not_offered_is_refused():
+    with pytest.raises(InputError, match='"relu" or "gelu"; got \'selu\''):
+        ReplaceActivation(to="selu")

@@ -25,6 +25,7 @@ from holdfast.clinic.batches import (
 )
 from holdfast.clinic.proof import TREATED, UNTREATED, Arm, Comparison, Proof, ProofVerdict, Shift, compare
 from holdfast.core.errors import HoldfastError, InputError, SurgeryError
+from holdfast.core.interrupt import deferred, interruptible
 from holdfast.core.treatment import Receipt
 from holdfast.diagnosis.spread import dead_modules
 from holdfast.live.optimiser import check_owner
@@ -240,17 +241,19 @@ class _Bench:
 
     def _within(self, name: str, seed: int, train: Callable[[], Any]) -> Any:
         """Apply what an arm asks for, train, take all of it back."""
-        self.snapshot.restore()
-        receipt = self._apply(name)
-        try:
-            for parameter in self.model.parameters():
-                parameter.grad = None
-            seed_all(seed)
-            return train()
-        finally:
-            if receipt is not None:
-                receipt.undo()
+        with deferred():
             self.snapshot.restore()
+            receipt = self._apply(name)
+            try:
+                for parameter in self.model.parameters():
+                    parameter.grad = None
+                seed_all(seed)
+                with interruptible():
+                    return train()
+            finally:
+                if receipt is not None:
+                    receipt.undo()
+                self.snapshot.restore()
 
     def _apply(self, name: str) -> Receipt | None:
         if name == UNTREATED:

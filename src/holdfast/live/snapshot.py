@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.core.interrupt import deferred
+
 
 class Snapshot:
     """Parameters, buffers, gradients, modes, the optimiser's state and settings, kept by value.
@@ -56,19 +58,20 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back; may be called again."""
-        with torch.no_grad():
-            for parameter, value, trained, gradient in self._parameters:
-                parameter.copy_(value)
-                parameter.requires_grad_(trained)
-                parameter.grad = gradient
-            for module, name, buffer, kept in self._buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and kept is not None:
-                    buffer.copy_(kept)
-        for module, mode in self._modes:
-            module.training = mode
-        if self._optimizer is not None:
-            self._restore_optimizer(self._optimizer)
+        with deferred():
+            with torch.no_grad():
+                for parameter, value, trained, gradient in self._parameters:
+                    parameter.copy_(value)
+                    parameter.requires_grad_(trained)
+                    parameter.grad = gradient
+                for module, name, buffer, kept in self._buffers:
+                    module._buffers[name] = buffer
+                    if buffer is not None and kept is not None:
+                        buffer.copy_(kept)
+            for module, mode in self._modes:
+                module.training = mode
+            if self._optimizer is not None:
+                self._restore_optimizer(self._optimizer)
 
     def _restore_optimizer(self, optimizer: Optimizer) -> None:
         for group, held, settings in self._settings:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
-from holdfast.core.errors import SurgeryError
+from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.surgery import check_model, check_place, one_line, operate
@@ -69,8 +69,17 @@ class ReplaceActivation:
 
     name = "replace-activation"
 
-    to: Literal["auto", "relu", "gelu"] = "auto"
+    to: Any = "auto"
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an activation that is not offered.
+
+        Raises:
+            InputError: it is unknown.
+        """
+        if self.to not in ("auto", *_CLASSES):
+            raise InputError('to="auto", "relu" or "gelu"', repr(self.to), 'type: to="auto"')
 
     def plan(self, model: nn.Module, optimizer: Optimizer | None, sites: Sequence[Site] = ()) -> Plan:
         """Work out which activations change.
