@@ -195,8 +195,8 @@ def rerun(model: nn.Module, call: Call, mode: Mode = "as it was") -> Any:
     except Exception as error:
         raise InputError(
             "a batch that the model takes" + ("" if mode == "as it was" else f" in {mode} mode"),
-            f"one on which it raises {type(error).__name__}: {error}",
-            "give batch= what you call the model with (a tensor, a tuple or a dict)",
+            f"one on which it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            "give what you call the model with, without the targets (a tensor, a tuple or a dict)",
         ) from error
 
 
