@@ -55,7 +55,7 @@ def test_a_batch_that_the_model_does_not_take_is_refused_before_anything_changes
     model = layer()
     with pytest.raises(InputError, match="a batch that the model takes in eval mode") as raised:
         scaled(model, 2.0, torch.ones(1, 7)).apply()
-    assert "give batch=" in str(raised.value)
+    assert "give what you call the model with" in str(raised.value)
     assert model.weight.item() == 2.0
 
 
