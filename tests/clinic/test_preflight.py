@@ -89,14 +89,16 @@ def test_inputs_by_name_are_taken():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.Linear(3, 8), nn.Linear(3, 8)
+            self.first, self.second, self.norm = nn.Linear(3, 8), nn.Linear(3, 8), nn.BatchNorm1d(8)
 
         def forward(self, left, right):
-            return self.first(left) + self.second(right)
+            return self.first(left) + self.norm(self.second(right))
 
     x, _ = batch()
     found = preflight(Two(), ({"left": 300 * x[:, :3], "right": x[:, 3:]}, torch.zeros(64).long()), F.cross_entropy)
-    assert [site.module for finding in found for site in finding.sites if finding.rule == "unscaled-input"] == ["first"]
+    sites = {finding.rule: [site.module for site in finding.sites] for finding in found}
+    assert sites["unscaled-input"] == ["first"]
+    assert sites["redundant-bias"] == ["second"]  # the flow was followed too
 
 
 def test_what_is_not_a_batch_or_not_a_loss():

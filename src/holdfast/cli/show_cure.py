@@ -71,6 +71,7 @@ def cure_as_dict(cure: Cure) -> dict[str, Any]:
             "error_eval": receipt.error_eval,
             "error_train": receipt.error_train,
             "renamed": dict(receipt.renamed),
+            "removed": list(receipt.removed),
         },
     }
 

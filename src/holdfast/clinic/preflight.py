@@ -59,7 +59,8 @@ def preflight(
 ) -> Diagnosis:
     """Ask the rules that need one batch, or no more than the model and its optimiser, before training starts.
 
-    The static rules read the structure, the others one forward and one backward pass, after which parameters, buffers,
+    The static rules read the structure, the others one forward and one backward pass, up to 16,384 elements of each
+    tensor, all samples first; after which parameters, buffers,
     gradients and random generators are bit for bit as they were.
 
     Args:

@@ -100,7 +100,8 @@ def prove(
             `clip`) are rehearsed. `Plan.nothing()` gives exactly zero.
         model: the model that the plan was worked out for, in the mode in which it trains.
         optimizer: the one that steps it.
-        batches: of training; a list, a loader, or a function of the seed. Those of one seed are held in memory.
+        batches: of training; a list, a loader, or a function of the seed. Those of one seed are held in memory; where
+            they come in the same order for every seed, each later seed gets an order of its own.
         loss_fn: `(output, targets)` → one number.
         eval_batches: not trained on.
         metric: `(output, targets)` → one number, which then decides instead of the loss.

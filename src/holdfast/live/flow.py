@@ -12,7 +12,7 @@ from holdfast.core.structure import FunctionalCall
 from holdfast.live.leaves import leaf_modules, passes_through
 from holdfast.live.operations import SHAPING, operation_name
 from holdfast.live.passage import Passage
-from holdfast.live.tensors import tensors_in
+from holdfast.live.tensors import storage_of, tensors_in
 
 
 class Flow(Passage):
@@ -115,7 +115,7 @@ class Flow(Passage):
         producer = next(filter(None, map(self._producer, tensors)), None)
         plain = name == "" or name in SHAPING or (self._leaf is not None and passes_through(self._leaf))
         for tensor in changed:
-            for key in list(self._by_storage.get(_storage(tensor), {})):
+            for key in list(self._by_storage.get(storage_of(tensor), {})):
                 self._origins[key] = self._origins[key]._replace(sources=sources, producer=None)
             self._set(tensor, sources, None)
         for tensor in results:
@@ -149,23 +149,16 @@ class Flow(Passage):
                 found |= self._origins[id(tensor)].sources
             elif not isinstance(tensor, nn.Parameter):
                 # An operation that could not be followed (one of C++) may have wrapped memory that is known.
-                for key in self._by_storage.get(_storage(tensor), ()):
+                for key in self._by_storage.get(storage_of(tensor), ()):
                     found |= self._origins[key].sources
         return frozenset(found)
 
     def _set(self, tensor: Tensor, sources: frozenset[str], producer: str | None) -> None:
         self._origins[id(tensor)] = _Origin(tensor, sources, producer)
-        self._by_storage.setdefault(_storage(tensor), {})[id(tensor)] = None
+        self._by_storage.setdefault(storage_of(tensor), {})[id(tensor)] = None
 
 
 class _Origin(NamedTuple):
     tensor: Tensor  # kept alive
     sources: frozenset[str]
     producer: str | None  # the leaf whose output it is, perhaps in another shape
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and the like have none
-        return -id(tensor)

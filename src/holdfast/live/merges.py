@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.live.leaves import leaf_modules, passes_through
 from holdfast.live.operations import operation_name
 from holdfast.live.passage import Passage
-from holdfast.live.tensors import tensors_in
+from holdfast.live.tensors import storage_of, tensors_in
 
 _ADDING = frozenset({"add", "add_"})
 _JOINING = frozenset({"cat", "concat", "concatenate"})
@@ -190,7 +190,7 @@ class Merges(Passage):
 
     def _keep(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = tensor, value
-        self._by_storage[_storage(tensor)] = value
+        self._by_storage[storage_of(tensor)] = value
 
     def _known(self, tensors: Iterable[Tensor]) -> tuple[Value, ...]:
         """The distinct values of tensors, in their order."""
@@ -200,7 +200,7 @@ class Merges(Passage):
         if id(tensor) in self._values:
             return self._values[id(tensor)][1]
         # An operation that could not be followed (one of C++) may have wrapped memory that is known.
-        return None if isinstance(tensor, nn.Parameter) else self._by_storage.get(_storage(tensor))
+        return None if isinstance(tensor, nn.Parameter) else self._by_storage.get(storage_of(tensor))
 
 
 def _operand(value: Value, tensor: Tensor) -> Operand:
@@ -209,10 +209,3 @@ def _operand(value: Value, tensor: Tensor) -> Operand:
     wide = tensor.detach().double()
     rms, spread = (each.square().mean().sqrt().item() for each in (wide, wide - wide.mean(0)))
     return Operand(value, tuple(tensor.shape), rms, spread)
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and the like have none
-        return -id(tensor)

@@ -1,4 +1,4 @@
-"""`tensors_in`: the tensors of a nested value."""
+"""`tensors_in`: the tensors of a nested value; `storage_of`: which of them share memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ def tensors_in(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     _collect(value, found)
     return found
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that is the same for tensors of one memory, while one of them lives.
+
+    Args:
+        tensor: of any layout; one without a memory of its own, such as a sparse one, shares with itself only.
+
+    Example:
+        >>> import torch
+        >>> whole = torch.zeros(4)
+        >>> storage_of(whole[:2]) == storage_of(whole), storage_of(whole.clone()) == storage_of(whole)
+        (True, False)
+    """
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:

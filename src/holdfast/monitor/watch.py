@@ -1,4 +1,8 @@
-"""`Watch`: attaches to a model and its optimiser, observes steps of training, and never breaks it."""
+"""`Watch`: attaches to a model and its optimiser, observes steps of training, and never breaks it.
+
+Long for one file: its methods are the callbacks of one state machine, the step in progress, and share that state. What
+has a state of its own has a file of its own beside it (cadence, observer, loss tap, probes, parameters, site readings).
+"""
 
 from __future__ import annotations
 
