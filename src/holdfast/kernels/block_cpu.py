@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from holdfast.kernels.bins import BINS, CELL_BITS, POSITIVE_EDGES
+from holdfast.kernels.native_cpu import (
+    OPTIONS,
+    as_float64,
+    float32_at,
+    float64_at,
+    int64_at,
+    uint16_at,
+    uint32_at,
+)
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 
 # Rows of the per-channel sums, all relative to the pivot; ROW_ is of one sample only.
@@ -46,43 +53,13 @@ def _cell_table() -> NDArray[np.int64]:
 CELL_BIN = _cell_table()
 
 
-def _at(element: types.Type) -> Any:
-    """An intrinsic that turns an address into a pointer to elements of one type."""
-
-    @intrinsic
-    def at(_context, address):  # type: ignore[no-untyped-def]
-        def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(element)(address), code  # type: ignore[no-untyped-call]
-
-    return at
-
-
-@intrinsic
-def _as_float64(_context, bits):  # type: ignore[no-untyped-def]
-    """An int64's bits as a float64 (Numba's `.view` of a scalar fails where the variable is assigned twice)."""
-
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
-
-    return types.float64(bits), code
-
-
-_float32_at = _at(types.float32)
-_float64_at = _at(types.float64)
-_int64_at = _at(types.int64)
-_uint16_at = _at(types.uint16)
-_uint32_at = _at(types.uint32)
-
-
 @njit(**OPTIONS)
 def _gather(kind, address, step, n, out_at, raw_at):  # type: ignore[no-untyped-def]
     """Widen n elements that lie `step` apart to float64. `raw_at` is room for n times 4 bytes."""
-    out = carray(_float64_at(out_at), (n,))
+    out = carray(float64_at(out_at), (n,))
     reach = ((n - 1) * step + 1,)
     if kind == FLOAT32:
-        values = carray(_float32_at(address), reach)
+        values = carray(float32_at(address), reach)
         if step == 1:
             for i in range(n):
                 out[i] = values[i]
@@ -90,13 +67,13 @@ def _gather(kind, address, step, n, out_at, raw_at):  # type: ignore[no-untyped-
             for i in range(n):
                 out[i] = values[i * step]
     elif kind == FLOAT64:
-        doubles = carray(_float64_at(address), reach)
+        doubles = carray(float64_at(address), reach)
         for i in range(n):
             out[i] = doubles[i * step]
     elif kind == BFLOAT16:  # the upper half of a float32
-        halves = carray(_uint16_at(address), reach)
-        raw = carray(_uint32_at(raw_at), (n,))
-        single = carray(_float32_at(raw_at), (n,))
+        halves = carray(uint16_at(address), reach)
+        raw = carray(uint32_at(raw_at), (n,))
+        single = carray(float32_at(raw_at), (n,))
         for i in range(n):
             raw[i] = np.uint32(halves[i * step]) << np.uint32(16)
         for i in range(n):
@@ -108,10 +85,10 @@ def _gather(kind, address, step, n, out_at, raw_at):  # type: ignore[no-untyped-
 @njit(**OPTIONS)
 def _widen_float16(address, step, n, out_at, raw_at):  # type: ignore[no-untyped-def]
     """Numba's CPU target has no float16: shift its fields into a float32's and mend the bias, 2**(127 − 15)."""
-    out = carray(_float64_at(out_at), (n,))
-    halves = carray(_uint16_at(address), ((n - 1) * step + 1,))
-    raw = carray(_uint32_at(raw_at), (n,))
-    single = carray(_float32_at(raw_at), (n,))
+    out = carray(float64_at(out_at), (n,))
+    halves = carray(uint16_at(address), ((n - 1) * step + 1,))
+    raw = carray(uint32_at(raw_at), (n,))
+    single = carray(float32_at(raw_at), (n,))
     for i in range(n):
         h = np.uint32(halves[i * step])
         raw[i] = ((h & np.uint32(0x7FFF)) << np.uint32(13)) | ((h & np.uint32(0x8000)) << np.uint32(16))
@@ -131,7 +108,7 @@ def _widen_float16(address, step, n, out_at, raw_at):  # type: ignore[no-untyped
 @njit(**OPTIONS)
 def _extremes(at, n):  # type: ignore[no-untyped-def]
     """Least and greatest of n finite values, by way of integers in the same order, whose minimum LLVM vectorises."""
-    bits = carray(_int64_at(at), (n,))
+    bits = carray(int64_at(at), (n,))
     low = np.int64(2**63 - 1)
     high = np.int64(-(2**63))
     for i in range(n):
@@ -140,7 +117,7 @@ def _extremes(at, n):  # type: ignore[no-untyped-def]
         high = key if key > high else high
     low ^= (low >> 63) & np.int64(2**63 - 1)
     high ^= (high >> 63) & np.int64(2**63 - 1)
-    return _as_float64(low), _as_float64(high)  # type: ignore[call-arg]
+    return as_float64(low), as_float64(high)  # type: ignore[call-arg]
 
 
 @njit(**OPTIONS)
@@ -149,9 +126,9 @@ def _add_totals(at, n, work_at, pivot, threshold, totals):  # type: ignore[no-un
 
     Until the end `totals` holds the mean less the pivot: differences of tiles' means keep all their digits.
     """
-    values = carray(_float64_at(at), (n,))
+    values = carray(float64_at(at), (n,))
     # Kept between the loops: the compiler would else subtract pivot + centre, rounded to the pivot's last place.
-    distance = carray(_float64_at(work_at), (n,))
+    distance = carray(float64_at(work_at), (n,))
     total = 0.0
     zeros = 0
     beyond = 0
@@ -196,10 +173,10 @@ def _add_totals(at, n, work_at, pivot, threshold, totals):  # type: ignore[no-un
 @njit(**OPTIONS)
 def _add_bins(at, n, inverse_scale, work_at, lanes_at):  # type: ignore[no-untyped-def]
     """Count finite values by cell, in four lanes of counts, so that equal neighbours do not wait for each other."""
-    values = carray(_float64_at(at), (n,))
-    work = carray(_float64_at(work_at), (n,))
-    cells = carray(_int64_at(work_at), (n,))
-    lanes = carray(_uint32_at(lanes_at), (4 * 2 * CELLS,))
+    values = carray(float64_at(at), (n,))
+    work = carray(float64_at(work_at), (n,))
+    cells = carray(int64_at(work_at), (n,))
+    lanes = carray(uint32_at(lanes_at), (4 * 2 * CELLS,))
     for i in range(n):
         work[i] = values[i] * inverse_scale
     for i in range(n):
@@ -213,7 +190,7 @@ def _add_bins(at, n, inverse_scale, work_at, lanes_at):  # type: ignore[no-untyp
 
 @njit(**OPTIONS)
 def _count_nonfinite(at, n):  # type: ignore[no-untyped-def]
-    values = carray(_float64_at(at), (n,))
+    values = carray(float64_at(at), (n,))
     bad = 0
     for i in range(n):
         bad += not (abs(values[i]) <= LARGEST)
@@ -223,8 +200,8 @@ def _count_nonfinite(at, n):  # type: ignore[no-untyped-def]
 @njit(**OPTIONS)
 def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
     """Copy the finite values, count the others."""
-    values = carray(_float64_at(at), (n,))
-    clean = carray(_float64_at(clean_at), (n,))
+    values = carray(float64_at(at), (n,))
+    clean = carray(float64_at(clean_at), (n,))
     kept = 0
     for value in values:
         if abs(value) <= LARGEST:
@@ -241,7 +218,7 @@ def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
 @njit(**OPTIONS)
 def _add_row(at, n, pivot, all_finite):  # type: ignore[no-untyped-def]
     """Count, Σ (x − pivot), Σ (x − pivot)² and zeros of n values of one channel."""
-    values = carray(_float64_at(at), (n,))
+    values = carray(float64_at(at), (n,))
     total = squares = 0.0
     zeros = 0
     if all_finite:
@@ -268,12 +245,12 @@ def _add_column(at, n, sums_at, channels, first):  # type: ignore[no-untyped-def
 
     Three short loops: LLVM vectorises none that touches six arrays.
     """
-    values = carray(_float64_at(at), (n,))
-    pivots = carray(_float64_at(sums_at), (n,))
-    total = carray(_float64_at(sums_at + 8 * channels * TOTAL), (n,))
-    squares = carray(_float64_at(sums_at + 8 * channels * SQUARES), (n,))
-    zeros = carray(_float64_at(sums_at + 8 * channels * ZEROS), (n,))
-    row_total = carray(_float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
+    values = carray(float64_at(at), (n,))
+    pivots = carray(float64_at(sums_at), (n,))
+    total = carray(float64_at(sums_at + 8 * channels * TOTAL), (n,))
+    squares = carray(float64_at(sums_at + 8 * channels * SQUARES), (n,))
+    zeros = carray(float64_at(sums_at + 8 * channels * ZEROS), (n,))
+    row_total = carray(float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
     for i in range(n):
         d = values[i] - pivots[i]
         total[i] += d
@@ -291,7 +268,7 @@ def _add_column(at, n, sums_at, channels, first):  # type: ignore[no-untyped-def
 @njit(**OPTIONS)
 def _add_sparse_column(at, n, sums, start, first):  # type: ignore[no-untyped-def]
     """The same where some values are not finite."""
-    values = carray(_float64_at(at), (n,))
+    values = carray(float64_at(at), (n,))
     for i in range(n):
         c = start + i
         if first:
@@ -310,10 +287,10 @@ def _add_sparse_column(at, n, sums, start, first):  # type: ignore[no-untyped-de
 @njit(**OPTIONS)
 def _finish_column(n, sums_at, channels, positions, features_at):  # type: ignore[no-untyped-def]
     """One sample's feature values: mean over its positions; 0 / 0 gives the NaN that is promised."""
-    pivots = carray(_float64_at(sums_at), (n,))
-    row_total = carray(_float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
-    row_missing = carray(_float64_at(sums_at + 8 * channels * ROW_MISSING), (n,))
-    features = carray(_float32_at(features_at), (n,))
+    pivots = carray(float64_at(sums_at), (n,))
+    row_total = carray(float64_at(sums_at + 8 * channels * ROW_TOTAL), (n,))
+    row_missing = carray(float64_at(sums_at + 8 * channels * ROW_MISSING), (n,))
+    features = carray(float32_at(features_at), (n,))
     for i in range(n):
         features[i] = pivots[i] + row_total[i] / (positions - row_missing[i])
     for i in range(n):
@@ -326,7 +303,7 @@ def _find_pivots(kind, address, size, shape, strides, sums, one_at, raw_at):  # 
 
     Sums of x − p for a p among the data lose little: Σ (x − p)² ≤ (n + 1) Σ (x − mean)².
     """
-    one = carray(_float64_at(one_at), (1,))
+    one = carray(float64_at(one_at), (1,))
     overall = 0.0
     found_any = False
     for c in range(shape[1]):

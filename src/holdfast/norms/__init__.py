@@ -1,7 +1,31 @@
 """Normalisers: `torch.nn`'s constructors and keys, with the statistics they compute handed out as telemetry."""
 
+# what a normaliser computes, and how to get one
+# by a mix of both
+from holdfast.norms.batch_layer_norm import BatchLayerNorm as BatchLayerNorm
+
 # by the statistics of a batch
+from holdfast.norms.batch_norm import BatchNorm1d as BatchNorm1d
+from holdfast.norms.batch_norm import BatchNorm2d as BatchNorm2d
+from holdfast.norms.batch_norm import BatchNorm3d as BatchNorm3d
+from holdfast.norms.batch_renorm import BatchRenorm as BatchRenorm
+
+# any other combination of axes, centre and scale
+from holdfast.norms.general import Norm as Norm
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
+
+# by the statistics of a sample
+from holdfast.norms.group_norm import GroupNorm as GroupNorm
+from holdfast.norms.instance_norm import InstanceNorm1d as InstanceNorm1d
+from holdfast.norms.instance_norm import InstanceNorm2d as InstanceNorm2d
+from holdfast.norms.instance_norm import InstanceNorm3d as InstanceNorm3d
+from holdfast.norms.layer_norm import LayerNorm as LayerNorm
+from holdfast.norms.layer_norm import LayerNorm2d as LayerNorm2d
+from holdfast.norms.make import make as make
 
 # divided by a scale, not centred
 from holdfast.norms.rms_norm import RMSNorm as RMSNorm
+from holdfast.norms.running import accumulate as accumulate
+from holdfast.norms.spec import NormSpec as NormSpec
+from holdfast.norms.switchable_norm import SwitchableNorm as SwitchableNorm
+from holdfast.norms.sync_batch_norm import SyncBatchNorm as SyncBatchNorm

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.core.errors import InputError
+from holdfast.kernels.normalise import Channels
+from holdfast.norms.batch_norm import Batch
+from holdfast.norms.spec import NormSpec
 
-_HALVES = (torch.bfloat16, torch.float16)
 
-
-class GhostBatchNorm(_BatchNorm):
+class GhostBatchNorm(Batch, _BatchNorm):
     r"""BatchNorm that normalises each chunk of a batch by its own mean and variance.
 
     In training, for chunk l of k: y = γ · (x − μ_l) / √(σ²_l + ε) + β, with the chunk's biased variance; in
@@ -43,8 +43,8 @@ class GhostBatchNorm(_BatchNorm):
         tensor([-1.,  1., -1.,  1.])
         >>> norm.running_mean / norm.momentum
         tensor([75.5000])
-        >>> norm.telemetry()["mean"].flatten()
-        tensor([  1., 150.])
+        >>> norm.telemetry()["mean"].flatten().tolist()
+        [1.0, 150.0]
 
     What to do:
         `model.norm = GhostBatchNorm(width, chunk_size=32)` where `torch.nn.BatchNorm2d(width)` stood (1d and 3d too):
@@ -72,8 +72,6 @@ class GhostBatchNorm(_BatchNorm):
         Hoffer, Hubara and Soudry, Train longer, generalize better, 2017, arXiv:1705.08741, algorithm 1.
     """
 
-    _telemetry: Mapping[str, Tensor] | None = None
-
     def __init__(
         self,
         num_features: int,
@@ -94,105 +92,34 @@ class GhostBatchNorm(_BatchNorm):
             )
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.chunk_size = chunk_size
-        if dtype in _HALVES:
-            self._keep_statistics_wide(device)
 
-    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Normalise.
-
-        Args:
-            x: `(batch, channels)` or `(batch, channels, *positions)`.
-
-        Returns:
-            The same shape and type.
-
-        Raises:
-            ValueError: fewer than 2 axes, or (in training) one value per channel, as torch's.
-        """
-        self._check_input_dim(x)
-        if x.numel() == 0:
-            return self._empty(x)
-        wide = x.float() if x.dtype in _HALVES else x
-        if not self.training:
-            mean, variance = self.running_mean, self.running_var
-            return self._norm(wide, mean, variance, mean is None and variance is None).to(x.dtype)
-        chunks = wide.tensor_split(max(1, len(x) // self.chunk_size))
-        if not self.track_running_stats or self.running_mean is None:
-            return torch.cat([self._norm(chunk, None, None, True) for chunk in chunks]).to(x.dtype)
-        means, variances, normed = [], [], []
-        for chunk in chunks:
-            # With momentum 1 torch leaves the chunk's mean and unbiased variance in the buffers, without another pass.
-            means.append(torch.zeros_like(self.running_mean, dtype=wide.dtype))
-            variances.append(torch.zeros_like(self.running_mean, dtype=wide.dtype))
-            normed.append(self._norm(chunk, means[-1], variances[-1], True, momentum=1.0))
-        self._track(torch.stack(means), torch.stack(variances), [len(chunk) for chunk in chunks], x[0, 0].numel())
-        return torch.cat(normed).to(x.dtype)
-
-    def telemetry(self) -> Mapping[str, Tensor]:
-        """The statistics of the last forward pass in training, computed there and only kept.
-
-        Returns:
-            `{"mean": (chunks, channels), "variance": (chunks, channels)}`, the variance unbiased, in the input's unit
-            and in its square; `{}` before the first pass and without running statistics.
-        """
-        return {} if self._telemetry is None else self._telemetry
+    @property
+    def spec(self) -> NormSpec:
+        """What is computed."""
+        return replace(super().spec, name="ghost", chunk=self.chunk_size)
 
     def extra_repr(self) -> str:
         """BatchNorm's settings and the size of chunks."""
         settings = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{settings}, chunk_size={self.chunk_size}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_telemetry"}
-
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
-    def _norm(
-        self, x: Tensor, mean: Tensor | None, variance: Tensor | None, from_batch: bool, momentum: float = 0.0
-    ) -> Tensor:
-        mean, variance, weight, bias = (
-            None if each is None else each.to(x.dtype) for each in (mean, variance, self.weight, self.bias)
-        )
-        return F.batch_norm(x, mean, variance, weight, bias, from_batch, momentum, self.eps)
+    def _over(self, x: Tensor) -> Channels:
+        chunks = max(1, len(x) // self.chunk_size) if self.training else 1
+        size, more = divmod(len(x), chunks)
+        sizes = [size + (chunk < more) for chunk in range(chunks)]
+        return Channels(x.shape[1], tuple(accumulate([0, *sizes])))
 
-    def _track(self, means: Tensor, variances: Tensor, sizes: list[int], positions: int) -> None:
+    def _torch_serves(self, x: Tensor) -> bool:
+        return len(self._over(x).bounds) == 2 and super()._torch_serves(x)
+
+    def _moved(self, mean: Tensor, variance: Tensor, count: float, over: Channels) -> None:
         """Move the running statistics once, each chunk with the weight of its values."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        counts = means.new_tensor(sizes).unsqueeze(1) * positions
-        mean = (means * (counts / counts.sum())).sum(0)
-        variance = (variances * ((counts - 1) / (counts - 1).sum())).sum(0)
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum or 0.0)
-            self.running_var.lerp_(variance.to(self.running_var.dtype), momentum or 0.0)
-        # A tensor of a graph under compilation must not outlive it.
-        if not torch.compiler.is_compiling():
-            self._telemetry = {"mean": means, "variance": variances}
-
-    def _empty(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Nothing in, nothing out; γ and β get gradients of zero and the statistics stay."""
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        for parameter, join in ((self.weight, torch.mul), (self.bias, torch.add)):
-            x = x if parameter is None else join(x, parameter.to(x.dtype).view(shape))
-        return x
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GhostBatchNorm:
-        before = {name: self._buffers[name] for name in ("running_mean", "running_var")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            present = self._buffers[name]
-            if buffer is not None and present is not None and present.dtype in _HALVES:
-                self._buffers[name] = buffer.to(present.device)
-        return self
-
-    def _keep_statistics_wide(self, device: Any) -> None:
-        for name in ("running_mean", "running_var"):
-            buffer = self._buffers[name]
-            if buffer is not None:
-                self._buffers[name] = buffer.float()
+        sizes = [end - start for start, end in pairwise(over.bounds)]
+        counts = mean.new_tensor(sizes).unsqueeze(1) * (count / over.bounds[-1])
+        # Pooled within chunks: Σ nᵢ σᵢ² / (n − k), of which `_track` expects (n − 1) / n.
+        within = (variance * counts).sum(0) / (count - len(sizes)) * ((count - 1) / count)
+        self._track((mean * counts).sum(0) / count, within, count)

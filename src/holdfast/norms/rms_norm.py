@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from holdfast.kernels.normalise import row_norm, takes
+from holdfast.norms.normaliser import Normaliser
+from holdfast.norms.running import check_eps
+from holdfast.norms.spec import NormSpec, affine_of
+
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(Normaliser, nn.RMSNorm):
     r"""Divides each vector by its root mean square, then scales it by γ; it does not centre.
 
     y = γ · x / √(mean(x²) + ε), the mean over the axes of `normalized_shape`.
@@ -36,7 +40,7 @@ class RMSNorm(nn.RMSNorm):
         >>> norm(torch.tensor([[3.0, 4.0]])).detach() * 12.5**0.5
         tensor([[3., 4.]])
         >>> norm.telemetry()["mean_square"]
-        tensor([12.5000])
+        tensor([12.5000], dtype=torch.float64)
 
     What to do:
         `model.norm = RMSNorm(width)` where `torch.nn.RMSNorm(width)` stood: constructor, defaults and state_dict
@@ -52,11 +56,29 @@ class RMSNorm(nn.RMSNorm):
         device: of γ.
         dtype: of γ.
 
+    Raises:
+        InputError: ε below 0.
+
     References:
         Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910.07467.
     """
 
-    _mean_square: Tensor | None = None
+    @property
+    def spec(self) -> NormSpec:
+        """What is computed."""
+        affine = affine_of(self.weight, "elements")
+        return NormSpec("rms", ("channels",), centre=False, scale="rms", affine=affine, bias=False, features_last=True)
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_eps(eps)
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Normalise.
@@ -71,28 +93,19 @@ class RMSNorm(nn.RMSNorm):
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)  # says what is wrong, or complex
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
         eps = torch.finfo(compute).eps if self.eps is None else self.eps
-        wide = x.to(compute)
         axes = tuple(range(-len(self.normalized_shape), 0))
+        if takes(x, 0) and x.is_contiguous():
+            weight = self.weight if self.weight is None or self.weight.dim() == 1 else self.weight.flatten()
+            return row_norm(x.flatten(axes[0]), weight, None, eps, False, self._keeping()).view(x.shape)
+        wide = x.to(compute)
         scale = power_of_two_above(wide.detach(), axes)
         scaled = wide / scale
         mean_square = scaled.square().mean(axes, keepdim=True)
         # √(scale²·m + ε) = scale · √(m + ε/scale²), and the scale before the root cancels the one in `scaled`.
         out = scaled * torch.rsqrt(mean_square + eps / scale.square())
         if self.training:
-            self._keep(mean_square.detach() * scale.square())
+            self._note(self._keeping(), None, (mean_square.detach() * scale.square()).flatten())
         return (out if self.weight is None else out * self.weight).to(x.dtype)
-
-    def telemetry(self) -> Mapping[str, Tensor]:
-        """The statistics of the last forward pass in training, computed there and only kept.
-
-        Returns:
-            `{"mean_square": (*)}`, one value a vector, in the square of the input's unit (infinite where that is
-            beyond the computation type); `{}` before the first pass.
-        """
-        return {} if self._mean_square is None else {"mean_square": self._mean_square}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_mean_square"}
 
     def _fits(self, x: Any) -> bool:
         shape = self.normalized_shape
@@ -103,12 +116,6 @@ class RMSNorm(nn.RMSNorm):
             and x.ndim >= len(shape)
             and tuple(x.shape[-len(shape) :]) == shape
         )
-
-    def _keep(self, mean_square: Tensor) -> None:
-        # A tensor of a vmap or of a graph under compilation must not outlive its transformation.
-        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(mean_square):
-            return
-        self._mean_square = mean_square.flatten(-len(self.normalized_shape)).squeeze(-1)
 
 
 def power_of_two_above(x: Float[Tensor, "*shape"], axes: tuple[int, ...]) -> Float[Tensor, "*reduced"]:
