@@ -117,7 +117,7 @@ def _extremes(at, n):  # type: ignore[no-untyped-def]
         high = key if key > high else high
     low ^= (low >> 63) & np.int64(2**63 - 1)
     high ^= (high >> 63) & np.int64(2**63 - 1)
-    return as_float64(low), as_float64(high)  # type: ignore[call-arg]
+    return as_float64(low), as_float64(high)
 
 
 @njit(**OPTIONS)
