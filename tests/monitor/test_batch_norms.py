@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from holdfast import norms
 from holdfast.core.site import Site
+from holdfast.live.layout import block
 from holdfast.measures.train_eval_gap import train_eval_gap
+from holdfast.monitor import batch_norms
 from holdfast.monitor.batch_norms import batch_statistics
 from holdfast.monitor.observer import Observer, Roles
 from holdfast.norms import GhostBatchNorm
@@ -145,3 +148,49 @@ def test_a_network_without_batch_normalisers_has_none_of_its_hooks():
 
     assert hooks(nn.Linear(2, 2), nn.LayerNorm(2)) == 2
     assert hooks(nn.Linear(2, 2), nn.BatchNorm1d(2)) == 3
+
+
+def seen_by(norm, x):
+    """What an observer keeps of one training pass, and how often the normaliser's input was read for it."""
+    failures = []
+    observer = Observer(
+        [("norm", norm)], stream="net", max_elements=None, roles=Roles(), failed=lambda *each: failures.append(each)
+    )
+    observer.begin_pass("train", reading=False, trained_on=True)
+    observer.attach()
+    norm(x)
+    observer.detach()
+    assert not failures
+    return observer.normalised[Site("norm", "input")]
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 33, 33), (4, 8, 5, 60, 7), (6, 3, 20_000)], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_layer_that_tells_its_statistics_is_not_read(monkeypatch, shape, last, chunk):
+    theirs = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](shape[1])
+    nn.init.uniform_(theirs.running_mean)
+    ours = norms.make("ghost" if chunk else "batch", shape[1], len(shape) - 2, **({"chunk_size": 3} if chunk else {}))
+    ours.load_state_dict(theirs.state_dict())
+    x = normal(*shape) * 3 + 5
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    reads = []
+    monkeypatch.setattr(batch_norms, "block", lambda *args: reads.append(args) or block(*args))
+    expected = seen_by(theirs, x)
+    assert len(reads) == 1
+    told = seen_by(ours, x)
+    assert len(reads) == 1
+    for name in ("mean", "spread", "variance", "mean_error", "variance_error"):
+        np.testing.assert_allclose(getattr(told, name), getattr(expected, name), rtol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(told.running.mean, expected.running.mean)  # as they stood before the batch
+    assert told.samples == (len(x) // max(1, len(x) // chunk) if chunk else expected.samples)
+
+
+def test_a_layer_that_does_not_tell_samples_apart_is_read(monkeypatch):
+    reads = []
+    monkeypatch.setattr(batch_norms, "block", lambda *args: reads.append(args) or block(*args))
+    x = normal(16, 4)
+    ours, theirs = norms.BatchNorm1d(4), nn.BatchNorm1d(4)
+    np.testing.assert_allclose(seen_by(ours, x).variance, seen_by(theirs, x).variance, rtol=1e-6)
+    assert seen_by(ours.eval(), x).own is False
+    assert len(reads) == 3

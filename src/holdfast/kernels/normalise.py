@@ -79,12 +79,24 @@ class Kept:
             variance = (variance.double().pow(-2) - self.eps).clamp(min=0.0)
         return torch.zeros_like(variance) if mean is None else mean, variance
 
+    def _by_sample(self, plan: _Plan, cut: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of every channel of every sample; the backward pass writes over them."""
+        samples, pieces, positions, length = cut
+        assert self.room is not None
+        mean, m2 = torch.from_numpy(plan.view(self.room, "sums").reshape(2, samples, pieces, -1))
+        counts = torch.full((pieces, 1), float(length), dtype=torch.float64)
+        counts[-1] = positions - length * (pieces - 1)
+        centre = (mean * counts).sum(1) / positions
+        spread = (m2 + counts * (mean - centre.unsqueeze(1)).square()).sum(1) / positions
+        return centre, spread
+
     def figures(self) -> dict[str, Tensor]:
         """Everything by name, as telemetry.
 
         Returns:
             `mean` and `variance`, or `mean_square`; after a backward pass `gradient_sum` and `gradient_product`,
-            `(statistics, channels)` or `(width,)`. Empty before the first pass.
+            `(statistics, channels)` or `(width,)`; before it, where the kernel took them, `sample_mean` and
+            `sample_variance` of every channel of every sample, `(samples, channels)`. Empty before the first pass.
         """
         if self.plan is None and self.given is None:
             return {}
@@ -92,6 +104,8 @@ class Kept:
         centred = self.plan.centre if self.plan is not None else self.given is not None and self.given[0] is not None
         found = {"mean": mean.clone(), "variance": variance.clone()} if centred else {"mean_square": variance.clone()}
         sums = self.sums if self.totals is None else torch.from_numpy(self.totals).clone().unbind()
+        if self.totals is None and self.plan is not None and self.plan.samples is not None:
+            found["sample_mean"], found["sample_variance"] = self._by_sample(self.plan, self.plan.samples)
         names = ("gradient_sum", "gradient_product")
         return found | {name: each for name, each in zip(names, sums or (), strict=False) if each is not None}
 
@@ -303,6 +317,8 @@ class _Plan:
     shares: int
     planes = False
     statistics = groups = pieces = 1
+    samples: tuple[int, int, int, int] | None = None
+    """How many, pieces of each, positions, positions of a piece: where sums are taken of each sample's channels."""
     starts: NDArray[np.int64]
 
     def room(self) -> NDArray[np.int64]:
@@ -333,7 +349,8 @@ def _channel_plan(shape: tuple[int, ...], planes: bool, kind: int, over: Channel
     elements = math.prod(shape)
     positions = elements // (samples * channels)
     bounds, statistics = over.bounds, len(over.bounds) - 1
-    if not planes and statistics == 1:  # one long sample: pieces of equal size, however few positions there are
+    merged = not planes and statistics == 1 and positions * channels < _COLUMN_PIECE
+    if merged:  # one long sample: pieces of equal size, however few positions there are
         samples, positions, bounds = 1, samples * positions, (0, 1)
     cut = min(positions, _PIECE if planes else max(1, _COLUMN_PIECE // channels))
     per_sample = -(-positions // cut)
@@ -348,6 +365,8 @@ def _channel_plan(shape: tuple[int, ...], planes: bool, kind: int, over: Channel
         "coefficients": (5, statistics, channels),  # of half a word each
     }
     plan = _Plan(job, order(job, eps), arrays, elements)
+    if not merged and over.groups == channels and over.centre:
+        plan.samples = (samples, per_sample, positions, cut)
     plan.planes, plan.statistics, plan.groups, plan.pieces, plan.starts = (
         planes,
         statistics,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from holdfast.core.protocols import Telemetry
 from holdfast.live.layout import Layout, Sampling, block
-from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 
 CHANNELS = 16
@@ -32,8 +33,43 @@ def normalises_batches(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm)
 
 
+def told(module: nn.Module, tensor: Tensor, running: Running | None) -> BatchStatistics | None:
+    """The statistics of a batch as the layer that has just normalised it tells them: the tensor is not read.
+
+    Args:
+        module: the normaliser, after its forward in training.
+        tensor: its input.
+        running: the running averages before it, of all channels.
+
+    Returns:
+        The statistics over the whole batch; `None` where the layer does not tell those of each sample.
+    """
+    if not isinstance(module, Telemetry) or not isinstance(module, _BatchNorm) or not module.training:
+        return None
+    figures = module.telemetry()
+    if "sample_mean" not in figures or len(figures["sample_mean"]) != len(tensor):
+        return None
+    means, variances = (figures[name].numpy() for name in ("sample_mean", "sample_variance"))
+    positions = math.prod(tensor.shape[2:])
+    return BatchStatistics.from_samples(
+        means, variances, positions, samples=_samples(module, len(tensor)), running=running
+    )
+
+
+def running_before(module: nn.Module) -> Running | None:
+    """The running averages of all channels, copied: the forward moves them.
+
+    Args:
+        module: the normaliser.
+
+    Returns:
+        `None` where it keeps none.
+    """
+    return _running(module, 1) if isinstance(module, _BatchNorm) else None
+
+
 def batch_statistics(
-    module: nn.Module, tensor: Tensor, *, max_elements: int | None, where: float
+    module: nn.Module, tensor: Tensor, *, max_elements: int | None, where: float, running: Running | None = None
 ) -> BatchStatistics | None:
     """The statistics of a batch that a normaliser is given, beside the running averages before it.
 
@@ -42,6 +78,7 @@ def batch_statistics(
         tensor: its input.
         max_elements: the most elements that are read, `None` for all.
         where: in [0, 1), where the strided reading of positions starts.
+        running: the running averages before it, of all channels; the module's own when `None`.
 
     Returns:
         Copies; `None` where there is nothing to compute an error from.
@@ -50,7 +87,10 @@ def batch_statistics(
         return None
     every, step = _strides(tensor, max_elements)
     part = tensor[int(where * every) :: every]
-    running = _running(module, step)
+    if running is None:
+        running = _running(module, step)
+    elif step > 1:
+        running = replace(running, mean=running.mean[::step], variance=running.variance[::step])
     return BatchStatistics.of(
         block(part, Layout(0, 1), Sampling(max_elements, step), where),
         samples=_samples(module, tensor.shape[0]),
@@ -87,8 +127,9 @@ def _running(module: _BatchNorm, step: int) -> Running | None:
 
 def _samples(module: _BatchNorm, batch: int) -> int:
     """How many samples share a statistic."""
-    if isinstance(module, GhostBatchNorm):
-        return batch // max(1, batch // module.chunk_size)
+    chunk_size = getattr(module, "chunk_size", None)
+    if isinstance(chunk_size, int):
+        return batch // max(1, batch // chunk_size)
     if isinstance(module, nn.SyncBatchNorm) and torch.distributed.is_initialized():
         return batch * torch.distributed.get_world_size(module.process_group)
     return batch

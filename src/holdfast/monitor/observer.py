@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.protocols import Telemetry
 from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
-from holdfast.monitor.batch_norms import batch_statistics, normalises_batches
-from holdfast.stats.batch_statistics import BatchStatistics
+from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
+from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.observation import Observation, observe
 from holdfast.stats.summary import Summary
 
@@ -191,10 +192,13 @@ class Observer:
         self._samplings: dict[tuple[str, Port, str, Layout], Sampling] = {}
         self._lays: dict[tuple[str, Port, str], _Lay] = {}
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
+        self._running: dict[str, Running | None] = {}
         self._hooks = HookSet()
         for path, module in leaves:
             if normalises_batches(module):
                 self._hooks.pre(module, functools.partial(self._normalises, path))
+                if isinstance(module, Telemetry):  # before `_after`, which counts the call
+                    self._hooks.post(module, functools.partial(self._tells, path))
             self._hooks.pre(module, functools.partial(self._before, path))
             self._hooks.post(module, functools.partial(self._after, path))
         self.begin(0.0)
@@ -259,14 +263,34 @@ class Observer:
             return
         with self._timed(), torch.no_grad():
             try:
-                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
-                if tensor is None:
+                if isinstance(module, Telemetry):  # it may tell after its forward, by then the averages have moved
+                    self._running[path] = running_before(module)
                     return
-                seen = batch_statistics(module, tensor, max_elements=self._max_elements, where=self._where)
-                if seen is not None:
-                    self.normalised[self._site(path, "input", "", self._calls.get(path, 0), self._phase)] = seen
+                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
+                if tensor is not None:
+                    self._normalised(path, module, tensor, None)
             except Exception as exception:
                 self._leave_out(path, exception)
+
+    def _tells(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._trained_on or path in self._left_out or torch._C._current_graph_task_id() != -1:
+            return
+        with self._timed(), torch.no_grad():
+            try:
+                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
+                if tensor is not None and output is not None:
+                    self._normalised(path, module, tensor, self._running.pop(path, None))
+            except Exception as exception:
+                self._leave_out(path, exception)
+
+    def _normalised(self, path: str, module: nn.Module, tensor: Tensor, running: Running | None) -> None:
+        """Keep what a batch normaliser did: as it tells, else by reading its input."""
+        seen = told(module, tensor, running)
+        if seen is None:
+            limit = self._max_elements
+            seen = batch_statistics(module, tensor, max_elements=limit, where=self._where, running=running)
+        if seen is not None:
+            self.normalised[self._site(path, "input", "", self._calls.get(path, 0), self._phase)] = seen
 
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._reading or path in self._left_out:

@@ -99,8 +99,57 @@ class BatchStatistics:
         if not np.isfinite(mean.sum()):
             return None
         deviation = values - mean[:, None]
-        by_sample = deviation.mean(2)
-        square = np.square(deviation).mean(2)
+        by_sample, square = deviation.mean(2), np.square(deviation).mean(2)
+        return cls._from(mean, by_sample, square, positions, samples, running, own)
+
+    @classmethod
+    def from_samples(
+        cls,
+        means: Float64[ndarray, "samples channels"],
+        variances: Float64[ndarray, "samples channels"],
+        positions: int,
+        *,
+        samples: int | None = None,
+        running: Running | None = None,
+        own: bool = True,
+    ) -> BatchStatistics | None:
+        """The same from what the layer itself took of every sample.
+
+        Args:
+            means: of each channel of each sample.
+            variances: biased, within the sample.
+            positions: of a sample.
+            samples: how many samples the layer normalises over; as many as there are means when `None`.
+            running: the running averages before the batch.
+            own: whether the layer normalises with the batch's statistics.
+
+        Returns:
+            The statistics; `None` for fewer than two samples, and where a value is not finite.
+
+        Example:
+            >>> batch = BatchStatistics.from_samples(np.array([[2.0], [6.0]]), np.array([[1.0], [1.0]]), 2)
+            >>> batch.mean.tolist(), batch.mean_error.tolist()
+            ([4.0], [4.0])
+        """
+        if len(means) < 2 or not means.size or not np.isfinite(means.sum() + variances.sum()):
+            return None
+        mean = means.mean(0)
+        by_sample = means - mean
+        return cls._from(mean, by_sample, variances + np.square(by_sample), positions, samples, running, own)
+
+    @classmethod
+    def _from(
+        cls,
+        mean: Float64[ndarray, channels],
+        by_sample: Float64[ndarray, "samples channels"],
+        square: Float64[ndarray, "samples channels"],
+        positions: int,
+        samples: int | None,
+        running: Running | None,
+        own: bool,
+    ) -> BatchStatistics:
+        """From each sample's mean deviation and mean squared deviation."""
+        read = len(by_sample)
         between = np.square(by_sample).sum(0) / (read - 1)
         biased = square.mean(0)
         within = (square - np.square(by_sample)).var(0, ddof=1) / read
