@@ -248,7 +248,7 @@ class NormSpec:
             first, second = (part._hat(x, {}, eps, running) for part in self.mix)
             return gate * first + (1 - gate) * second
         found = [
-            tuple(self._along(each, x) for each in running)
+            tuple(self._along(each, x).expand_as(x) for each in running)
             if running is not None and part.state == "running"
             else part.statistics(x)
             for part in self.mix
