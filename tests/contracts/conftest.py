@@ -1,0 +1,199 @@
+"""The family of normalisers, member by member: what each needs to be called, and what torch or a paper says of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast.norms.make import MAKERS, make
+from holdfast.norms.running import Tracked
+
+CHANNELS = 6
+POSITIONS = {0: (), 1: (7,), 2: (5, 3), 3: (2, 3, 5)}
+WIDE = {0: (), 1: (641,), 2: (31, 23), 3: (11, 7, 9)}  # with 13 samples above 32 KB and 32768 elements
+BATCH = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE = (None, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def reference(layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The formula of the layer's specification, with its parameters, in the type of x."""
+    named = {name: each.to(x.dtype) for name, each in layer.named_parameters()}
+    buffers = None if running is None else tuple(each.to(x.dtype) for each in running)
+    eps = getattr(layer, "eps", 1e-5)
+    return layer.spec.reference(x, named, torch.finfo(torch.float32).eps if eps is None else eps, buffers)
+
+
+def gated(layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The same of BatchLayerNorm, whose share follows the batch."""
+    named = {name: each.to(x.dtype) for name, each in layer.named_parameters()}
+    buffers = None if running is None else tuple(each.to(x.dtype) for each in running)
+    named["gate"] = torch.tensor(layer.share(len(x)), dtype=x.dtype)
+    return layer.spec.reference(x, named, eps=layer.eps, running=buffers)
+
+
+@dataclass(frozen=True)
+class Tailored:
+    """What a member needs that the defaults do not give. Each field says what it is for; leave out what fits."""
+
+    dims: tuple[int, ...] = (0, 1, 2, 3)
+    """Axes of positions it is made for; `make` or the call refuses the others."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the constructor, besides channels and dims."""
+    call: Callable[[nn.Module, Tensor], Tensor] = lambda layer, x: layer(x)
+    """How it is called with `(batch, channels, *positions)`, if it takes more; returns one tensor of x's shape."""
+    reference: Callable[..., Tensor] = reference
+    """The paper's formula in x's type: (layer, x, running or None)."""
+    twin: Callable[..., nn.Module | None] = lambda dims, **settings: None
+    """Torch's layer of the same settings, where it has one."""
+    differs: tuple[str, ...] = ()
+    """Settings whose defaults are meant to differ from the twin's."""
+    untracked: bool = True
+    """Whether `track_running_stats=False` is offered, of members that track."""
+    kernel_samples: int = 13
+    """Samples of `Case.wide` from which on the compiled kernels are used."""
+    shared: bool = False
+    """Whether a statistic is shared by samples, so that one sample's output depends on the others."""
+    invariant: str | None = None
+    """To what it is blind: of "matrix", "vector", "shift" and "sample"; see test_norm_invariances."""
+    lone: type[Exception] | None = None
+    """What it raises in training where there is one value a channel, as torch's."""
+
+
+def _batch(dims: int, **settings: Any) -> nn.Module:
+    return BATCH[dims](CHANNELS, **settings)
+
+
+_STANDARD = {"twin": _batch, "shared": True, "invariant": "matrix vector shift", "lone": ValueError}
+
+TAILORED: dict[str, Tailored] = {
+    "batch": Tailored(**_STANDARD),
+    "sync": Tailored(**_STANDARD),
+    "ghost": Tailored(**_STANDARD),
+    "renorm": Tailored(**_STANDARD, differs=("momentum",), untracked=False),
+    "batch-layer": Tailored(reference=gated, shared=True, invariant="matrix", untracked=False),
+    "switchable": Tailored(dims=(1, 2, 3), shared=True, invariant="matrix"),
+    "instance": Tailored(
+        dims=(1, 2, 3),
+        twin=lambda dims, **settings: INSTANCE[dims](CHANNELS, **settings),
+        invariant="matrix vector shift sample",
+        lone=ValueError,
+    ),
+    "group": Tailored(
+        settings={"groups": 2},
+        twin=lambda dims, **settings: nn.GroupNorm(settings.pop("groups", 2), CHANNELS, **settings),
+        kernel_samples=300,  # torch's own operation is good below 4 MB
+        invariant="matrix sample",
+    ),
+    "layer": Tailored(
+        twin=lambda dims, **settings: None if dims else nn.LayerNorm(CHANNELS, **settings),
+        invariant="matrix sample",
+    ),
+    "rms": Tailored(
+        twin=lambda dims, **settings: None if dims else nn.RMSNorm(CHANNELS, **settings),
+        invariant="matrix sample",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One member at one number of position axes."""
+
+    kind: str
+    dims: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.dims}"
+
+    @property
+    def own(self) -> Tailored:
+        """What is said of the member."""
+        return TAILORED.get(self.kind, Tailored())
+
+    def make(self, **settings: Any) -> nn.Module:
+        """A fresh layer, its parameters away from ones and zeros."""
+        layer = self.plain(**settings)
+        for name, each in layer.named_parameters():
+            if not each.is_meta:
+                seed = sum(name.encode())
+                noise = torch.randn(each.shape, generator=torch.Generator().manual_seed(seed))
+                each.data += (0.3 * noise).to(each.dtype)
+        return layer
+
+    def plain(self, **settings: Any) -> nn.Module:
+        """A fresh layer as its constructor leaves it."""
+        try:
+            return make(self.kind, CHANNELS, self.dims, **{**self.own.settings, **settings})
+        except (TypeError, IndexError) as error:
+            text = f"make({self.kind!r}, {CHANNELS}, {self.dims}): {error}; add what it needs to TAILORED in {__file__}"
+            pytest.fail(text)
+
+    def twin(self, **settings: Any) -> nn.Module:
+        """Torch's layer of the same settings."""
+        found = self.own.twin(self.dims, **settings)
+        assert found is not None
+        return found
+
+    def x(self, samples: int = 5, wide: bool = False, seed: int = 0) -> Tensor:
+        """An input of odd sizes; wide ones go to the compiled kernels."""
+        positions = (WIDE if wide else POSITIONS)[self.dims]
+        if wide:
+            samples = self.own.kernel_samples * (1 if self.dims else 640)
+        draw = torch.randn(samples, CHANNELS, *positions, generator=torch.Generator().manual_seed(seed))
+        return draw * 1.7 + 0.4
+
+    def call(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The output."""
+        return self.own.call(layer, x)
+
+    def reference(self, layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What the formula says, in the type of x."""
+        return self.own.reference(layer, x, running)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether it has running statistics, at least if it is asked for them."""
+        return isinstance(self.plain(), Tracked) and bool(self.tracking)
+
+    @property
+    def tracking(self) -> dict[str, Any]:
+        """The settings by which it does, `{}` where it never does."""
+        layer = self.plain()
+        if getattr(layer, "running_mean", None) is not None:
+            return {"momentum": 0.1}
+        takes = inspect.signature(type(layer)).parameters
+        return {"momentum": 0.1, "track_running_stats": True} if "track_running_stats" in takes else {}
+
+    def offers(self, setting: str) -> bool:
+        """Whether the constructor has a setting."""
+        return setting in inspect.signature(type(self.plain())).parameters
+
+
+CASES = [Case(kind, dims) for kind in MAKERS for dims in TAILORED.get(kind, Tailored()).dims]
+
+SELECTIONS: dict[str, Callable[[Case], bool]] = {
+    "case": lambda case: True,
+    "tracked": lambda case: case.tracks,
+    "twinned": lambda case: case.own.twin(case.dims) is not None,
+    "alone": lambda case: not case.own.shared,
+}
+"""By the name of a test's argument: the members it is for."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that has such an argument over the members it is for."""
+    for name, wanted in SELECTIONS.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, [case for case in CASES if wanted(case)], ids=str)
+
+
+@pytest.fixture(scope="session")
+def family() -> list[Case]:
+    """Every member at every number of axes it is for."""
+    return CASES
