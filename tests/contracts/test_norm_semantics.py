@@ -172,7 +172,8 @@ def test_rms_norms_epsilon_is_the_machines_of_the_computation():
 
 def test_without_running_statistics_evaluation_takes_the_batchs(tracked):
     if not tracked.own.untracked:
-        pytest.raises(InputError, tracked.plain, track_running_stats=False).match("running statistics")
+        with pytest.raises(InputError, match="running statistics"):
+            tracked.plain(track_running_stats=False)
         return
     layer = tracked.make(track_running_stats=False)
     x = tracked.x()
@@ -250,3 +251,59 @@ def test_checkpoints_without_the_counter_load(tracked):
     if hasattr(old, "_metadata"):
         old._metadata = None
     tracked.plain(**tracked.tracking).load_state_dict(old, strict=True)
+
+
+REFUSED = (ValueError, RuntimeError)
+
+
+def test_other_channels_are_refused(case):
+    x = case.x()
+    wrong = torch.cat([x, x[:, :1]], 1)
+    if case.kind == "instance":  # torch's takes any number where there is nothing to learn
+        torch.testing.assert_close(case.call(case.make(), wrong)[:, :6], case.call(case.make(), x))
+    layer = case.make(affine=True) if case.kind == "instance" else case.make()
+    for training in (True, False):
+        with pytest.raises(REFUSED, match=r"6|\b7\b") as caught:
+            case.call(layer.train(training), wrong)
+        assert "7" in str(caught.value), "the text names what came"
+
+
+def test_integers_are_refused(case):
+    for training in (True, False):
+        with pytest.raises((*REFUSED, NotImplementedError), match=r"float|[Ll]ong|[Ii]nt"):
+            case.call(case.make().train(training), case.x().long())
+
+
+def test_bad_settings_are_refused(case):
+    for eps in (-1e-5, float("nan"), float("inf")):
+        if case.offers("eps"):
+            with pytest.raises(InputError, match="eps"):
+                case.make(eps=eps)
+    for momentum in (-0.1, 1.1, float("nan")):
+        if case.offers("momentum") and case.tracks:
+            with pytest.raises(InputError, match="momentum in"):
+                case.make(momentum=momentum)
+
+
+@pytest.mark.parametrize("groups", [0, 4, 7, 12])
+def test_groups_that_do_not_divide_are_refused(groups):
+    with pytest.raises(InputError, match=r"groups that divide the channels.*type: GroupNorm\([1236], 6\)"):
+        make("group", 6, 2, groups=groups)
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["small", "kernel"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_mixed_types_are_refused_as_torchs_or_computed_right(case, training, kernel):
+    x = case.x(wide=kernel)
+    for layer, given in ((case.make().double(), x), (case.make(), x.double())):
+        layer = layer.train(training)
+        running = None
+        if case.tracks and not training and layer.running_mean is not None:
+            running = (layer.running_mean, layer.running_var)
+        expected = case.reference(copy.deepcopy(layer).double(), x.double(), running)
+        try:
+            y = case.call(layer, given)
+        except REFUSED as error:
+            assert any(word in str(error).lower() for word in ("dtype", "type", "float", "double")), str(error)
+            continue
+        torch.testing.assert_close(y.double(), expected, **CLOSE)
