@@ -26,6 +26,7 @@ from holdfast.norms.make import make as make
 # divided by a scale, not centred
 from holdfast.norms.rms_norm import RMSNorm as RMSNorm
 from holdfast.norms.running import accumulate as accumulate
+from holdfast.norms.scale_norm import ScaleNorm as ScaleNorm
 from holdfast.norms.spec import NormSpec as NormSpec
 from holdfast.norms.switchable_norm import SwitchableNorm as SwitchableNorm
 from holdfast.norms.sync_batch_norm import SyncBatchNorm as SyncBatchNorm

@@ -17,6 +17,7 @@ from holdfast.norms.group_norm import GroupNorm
 from holdfast.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from holdfast.norms.layer_norm import LayerNorm, LayerNorm2d
 from holdfast.norms.rms_norm import RMSNorm
+from holdfast.norms.scale_norm import ScaleNorm
 from holdfast.norms.spec import NormSpec
 from holdfast.norms.switchable_norm import SwitchableNorm
 from holdfast.norms.sync_batch_norm import SyncBatchNorm
@@ -57,6 +58,7 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "group": lambda channels, dims, groups=32, **settings: GroupNorm(groups, channels, **settings),
     "layer": _layer,
     "rms": _rms,
+    "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
 
