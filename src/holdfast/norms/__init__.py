@@ -23,6 +23,9 @@ from holdfast.norms.layer_norm import LayerNorm as LayerNorm
 from holdfast.norms.layer_norm import LayerNorm2d as LayerNorm2d
 from holdfast.norms.make import make as make
 
+# by the statistics of a time step
+from holdfast.norms.recurrent_batch_norm import RecurrentBatchNorm as RecurrentBatchNorm
+
 # divided by a scale, not centred
 from holdfast.norms.rms_norm import RMSNorm as RMSNorm
 from holdfast.norms.running import accumulate as accumulate

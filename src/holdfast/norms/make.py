@@ -16,6 +16,7 @@ from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.norms.group_norm import GroupNorm
 from holdfast.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from holdfast.norms.layer_norm import LayerNorm, LayerNorm2d
+from holdfast.norms.recurrent_batch_norm import RecurrentBatchNorm
 from holdfast.norms.rms_norm import RMSNorm
 from holdfast.norms.scale_norm import ScaleNorm
 from holdfast.norms.spec import NormSpec
@@ -41,6 +42,14 @@ def _layer(channels: int, dims: int, **settings: Any) -> nn.Module:
     return Norm(NormSpec("layer", ("channels",)), channels, **settings)
 
 
+def _recurrent(channels: int, dims: int, **settings: Any) -> nn.Module:
+    if dims > 1:
+        raise InputError(
+            "time steps as the only positions", f"dims={dims}", "type: dims=0 for a step, 1 for a sequence"
+        )
+    return RecurrentBatchNorm(channels, **settings)
+
+
 def _rms(channels: int, dims: int, **settings: Any) -> nn.Module:
     if dims == 0:
         return RMSNorm(channels, **settings)
@@ -58,6 +67,8 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "group": lambda channels, dims, groups=32, **settings: GroupNorm(groups, channels, **settings),
     "layer": _layer,
     "rms": _rms,
+    "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
+    "recurrent-batch": _recurrent,
     "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
