@@ -169,7 +169,7 @@ class Cell(nn.Module):
 def test_an_lstm_cell_learns_with_it(ragged):
     torch.manual_seed(0)
     model, head = Cell(1, 8, 4), nn.Linear(8, 1)
-    adam = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=0.05)
+    adam = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=0.1)
     x = torch.randn(64, 6, 1)
     mask = torch.arange(6) < torch.randint(2, 7, (64, 1)) if ragged else None
     target = (x if mask is None else x * mask.unsqueeze(-1))[:, :2].sum(1)

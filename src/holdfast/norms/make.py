@@ -11,6 +11,7 @@ from holdfast.core.errors import InputError
 from holdfast.norms.batch_layer_norm import BatchLayerNorm
 from holdfast.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from holdfast.norms.batch_renorm import BatchRenorm
+from holdfast.norms.dynamic_tanh import DynamicTanh
 from holdfast.norms.general import Norm
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.norms.group_norm import GroupNorm
@@ -68,8 +69,8 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "layer": _layer,
     "rms": _rms,
     "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
+    "dynamic-tanh": lambda channels, dims, **settings: DynamicTanh(channels, **{"channels_last": dims == 0} | settings),
     "recurrent-batch": _recurrent,
-    "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
 
