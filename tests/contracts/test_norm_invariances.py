@@ -157,10 +157,7 @@ def test_switchable_norm_is_each_of_its_parts(part):
     layer = make("switchable", 6, 2)
     for each in (layer.mean_weight, layer.variance_weight):
         each.data[["instance", "layer", "batch"].index(part)] = 50.0
-    if part == "layer":
-        wanted = nn.LayerNorm((6, 5, 3))(x)
-    else:
-        wanted = make(part, 6, 2)(x)
+    wanted = nn.LayerNorm((6, 5, 3))(x) if part == "layer" else make(part, 6, 2)(x)
     torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=2e-6)
 
 
