@@ -260,6 +260,23 @@ def test_one_row_is_fine_in_evaluation():
     assert shaken().eval()(torch.randn(1, 3)).shape == (1, 3)
 
 
+def test_without_running_statistics_evaluation_takes_the_batchs():
+    norm, (h, mask) = shaken(track_running_stats=False), padded()
+    assert list(norm.state_dict()) == ["weight", "bias"]
+    for given, valid in ((h, mask), (torch.randn(6, 5, 3), None)):
+        assert torch.equal(norm.train()(given, mask=valid), norm.eval()(given, mask=valid))
+    assert torch.equal(norm(h[:, 0], 0, torch.arange(6) < 1)[0], norm.bias)  # one row is its own mean
+
+
+def test_a_checkpoint_without_the_counters_loads_every_row_as_reached():
+    norm, h = shaken(), torch.randn(6, 5, 3)
+    norm(h)
+    state = {name: each for name, each in norm.state_dict().items() if name != "num_batches_tracked"}
+    fresh = shaken()
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(fresh.eval()(h), norm.eval()(h))
+
+
 def test_copies_and_checkpoints():
     norm, h = shaken(), torch.randn(6, 5, 3)
     norm(h)

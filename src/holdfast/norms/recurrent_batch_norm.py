@@ -60,6 +60,7 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         eps: ε, added to the variance.
         momentum: m, of the running statistics; `None` is the average over all batches.
         affine: whether γ (`weight`) and β (`bias`) are learnt, one value a feature.
+        track_running_stats: without it, evaluation uses the statistics of its batch.
         bias: whether there is a β.
         gain: γ at first.
         device: of parameters and buffers.
@@ -72,10 +73,6 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         Cooijmans et al., Recurrent Batch Normalization, 2016, arXiv:1603.09025.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
     def __init__(
         self,
         num_features: int,
@@ -83,6 +80,7 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
+        track_running_stats: bool = True,
         bias: bool = True,
         gain: float = 0.1,
         device: Any = None,
@@ -96,7 +94,8 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         kind = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.full((num_features,), float(gain), **kind)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, **kind)) if affine and bias else None
-        self._register_rows(max_steps, num_features, device)
+        self.track_running_stats = track_running_stats
+        self._register_rows(max_steps, num_features, device, track_running_stats)
 
     @property
     def spec(self) -> NormSpec:
@@ -116,21 +115,25 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
             The same shape and type; halves are computed in float32.
 
         Raises:
-            InputError: other axes or features, no floating type, no step, another mask, or (in training, without a
-                mask) a batch of 1.
+            InputError: other axes or features, no floating type, no step, another mask, or (by the statistics of the
+                batch, without a mask) a batch of 1.
         """
         self._check(h, step, mask)
         if h.numel() == 0:
             return self._scaled(h)
         x = h.unsqueeze(1) if h.dim() == 2 else h
         valid = None if mask is None else mask.reshape(*x.shape[:2], 1)
-        if not self.training:
+        if self._runs():
             y = self._evaluated(x, step, valid)
         elif valid is None:
             y = self._trained(x, step)
         else:
             y = self._masked(x, step, valid)
         return y.reshape(h.shape)
+
+    def _runs(self) -> bool:
+        """Whether the running statistics are used."""
+        return not self.training and self.running_mean is not None
 
     def _trained(self, x: Tensor, first: int) -> Tensor:
         batch, steps, features = x.shape
@@ -139,7 +142,8 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         over = Channels(steps * features, (0, batch))
         y, kept = self._over_channels(x.reshape(batch, -1), weight, bias, self.eps, over)
         mean, variance = (each.reshape(steps, features) for each in kept.moments())
-        self._take(first, mean, variance, mean.new_full((steps,), batch))
+        if self.training:
+            self._take(first, mean, variance, mean.new_full((steps,), batch))
         return y.reshape(x.shape)
 
     def _masked(self, x: Tensor, first: int, valid: Bool[Tensor, "b t 1"]) -> Tensor:
@@ -148,9 +152,11 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         mean = wide.sum(0) / counts.clamp(min=1)
         variance = (wide - mean).masked_fill(~valid, 0.0).square().sum(0) / counts.clamp(min=1)
         self._note(self._keeping(), mean, variance)
-        self._take(first, mean, variance, counts.squeeze(-1))  # first: a pass done again sees the same running ones
-        running = self._running(first, x.shape[1], wide.dtype)
-        used = [torch.where(counts > 1, each, old) for each, old in zip((mean, variance), running, strict=True)]
+        used: tuple[Tensor, ...] = (mean, variance)
+        if self.training and self.running_mean is not None:
+            self._take(first, mean, variance, counts.squeeze(-1))  # first: a pass done again sees the same running ones
+            running = self._running(first, x.shape[1], wide.dtype)
+            used = tuple(torch.where(counts > 1, own, old) for own, old in zip(used, running, strict=True))
         return self._by(wide, *used).masked_fill(~valid, 0.0).to(x.dtype)
 
     def _evaluated(self, x: Tensor, first: int, valid: Tensor | None) -> Tensor:
@@ -161,6 +167,9 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
 
     def _running(self, first: int, steps: int, dtype: torch.dtype) -> tuple[Float[Tensor, "t f"], Float[Tensor, "t f"]]:
         """Copies of the running statistics of some steps: their own, else those of the last step that has any."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         every = torch.arange(self.max_steps, device=self.running_mean.device)
         last = (every * (self.num_batches_tracked > 0)).max()
         rows = torch.arange(first, first + steps, device=every.device).minimum(last)
@@ -201,8 +210,8 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != rows):
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(f"a bool mask of shape {rows}", got, "True where h counts: mask = t < lengths")
-        if mask is None and self.training and len(h) == 1 and h.numel():
-            raise InputError("more than 1 row at a step in training", f"{tuple(h.shape)}", "take LayerNorm")
+        if mask is None and not self._runs() and len(h) == 1 and h.numel():
+            raise InputError("more than 1 row at a step", f"{tuple(h.shape)}", "take LayerNorm")
 
     def extra_repr(self) -> str:
         """The settings."""

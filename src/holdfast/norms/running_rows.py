@@ -18,15 +18,26 @@ class TrackedRows(Tracked):
     BatchNorm's statistics do, at every batch that has at least 2 values for it.
     """
 
-    def _register_rows(self, rows: int, features: int, device: Any) -> None:
+    def _register_rows(self, rows: int, features: int, device: Any, tracks: bool) -> None:
         module: Any = self
-        module.register_buffer("running_mean", torch.zeros(rows, features, device=device))
-        module.register_buffer("running_var", torch.ones(rows, features, device=device))
-        module.register_buffer("num_batches_tracked", torch.zeros(rows, dtype=torch.long, device=device))
+        kept = {
+            "running_mean": torch.zeros(rows, features, device=device),
+            "running_var": torch.ones(rows, features, device=device),
+            "num_batches_tracked": torch.zeros(rows, dtype=torch.long, device=device),
+        }
+        for name, buffer in kept.items():
+            module.register_buffer(name, buffer if tracks else None)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """As a module's; of a checkpoint without the counter every row counts as one that was reached."""
+        name = f"{prefix}num_batches_tracked"
+        if self.num_batches_tracked is not None and f"{prefix}running_mean" in state_dict and name not in state_dict:
+            state_dict[name] = torch.ones_like(self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
 
     def _track_rows(self, rows: slice, mean: Tensor, variance: Tensor, counts: Tensor) -> None:
         """Take means and biased variances `(rows, features)` of so many values `(rows,)` into neighbouring rows."""
-        if recomputing():
+        if self.running_mean is None or recomputing():
             return
         mean, variance, counts = mean.detach(), variance.detach(), counts.detach().to(variance.dtype)
         if self._pool is None:
