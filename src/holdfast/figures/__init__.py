@@ -10,6 +10,9 @@ from holdfast.figures.gain_by_depth import gain_by_depth as gain_by_depth
 # training
 from holdfast.figures.loss import loss as loss
 
+# what a normaliser takes together
+from holdfast.figures.norm_axes import norm_axes as norm_axes
+
 # evidence for a treatment
 from holdfast.figures.proof_curves import proof_curves as proof_curves
 

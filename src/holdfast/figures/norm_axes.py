@@ -76,6 +76,7 @@ def norm_axes(
     figure.update_yaxes(visible=False, range=[high * (1 - rows) - (high - _top(cubes)), _top(cubes)], fixedrange=True)
     figure.update_yaxes(scaleanchor="x", constrain="domain")
     figure.update_xaxes(constrain="domain")
+    figure.update_layout(legend={"y": 0, "yanchor": "top"})  # a narrow page breaks it into lines
     alt = f"{title}. {' '.join(_told(name, cells) for name, cells in cubes)}"
     return finish(figure, title=title, alt=alt, height=90 + _CUBE * rows, theme=theme)
 
