@@ -19,10 +19,6 @@ from holdfast.kernels import threads
 from holdfast.kernels.dispatch import readable
 from holdfast.kernels.norm_ref import channel_norm_ref, row_norm_ref
 
-SMALL = 32_768
-"""Bytes of a tensor below which PyTorch's own operations are faster where it has one: a call into a kernel costs 10 µs,
-the bookkeeping of an operation of autograd written in Python another 20."""
-
 _PIECE = 16_384  # elements along which memory is read at once: 64 KB of float32, within a second-level cache
 _COLUMN_PIECE = 8_192  # read twice: within a first-level cache
 _ALONE = 32_768  # elements below which one thread is faster than two
@@ -39,6 +35,8 @@ class Kept:
         """Mean (`None` where nothing is centred) and variance, from whoever computed them without a kernel."""
         self.eps: float | None = None
         """Where what was given is not σ² but 1 / √(σ² + ε)."""
+        self.in_rows = False
+        """Whether it is one value a row, whatever its shape."""
         self.sums: tuple[Tensor | None, Tensor | None] | None = None
         """The same of Σ dy and Σ dy · x̂."""
         self.plan: _Plan | None = None
@@ -57,7 +55,7 @@ class Kept:
         """
         if torch._C._functorch.is_functorch_wrapped_tensor(mean):
             return  # it must not outlive its transformation
-        self.given, self.eps = (mean.detach(), rate.detach()), eps
+        self.given, self.eps = (mean, rate), eps
         if gradients and y.grad_fn is not None:
             y.grad_fn.register_hook(self._take_gradients)
 
@@ -74,7 +72,10 @@ class Kept:
             mean, variance = torch.from_numpy(self.plan.view(self.room, "moments"))
             return mean, variance
         assert self.given is not None
-        mean, variance = self.given
+        mean, variance = self.given[0], self.given[1].detach()
+        mean = None if mean is None else mean.detach()
+        if self.in_rows:
+            mean, variance = None if mean is None else mean.flatten(), variance.flatten()
         if self.eps is not None:
             variance = (variance.double().pow(-2) - self.eps).clamp(min=0.0)
         return torch.zeros_like(variance) if mean is None else mean, variance
@@ -120,7 +121,7 @@ class Channels:
     centre: bool = True
 
 
-def takes(x: Any, floor: int = SMALL) -> bool:
+def takes(x: Any, floor: int = 0) -> bool:
     """Whether the compiled kernels take a tensor: by its size, type and memory, and by what is being traced.
 
     Under `torch.compile`, `torch.func`'s transforms and forward-mode differentiation they do not: the compiler fuses
@@ -128,15 +129,16 @@ def takes(x: Any, floor: int = SMALL) -> bool:
 
     Args:
         x: what would be normalised.
-        floor: bytes below which it does not pay.
+        floor: bytes below which it does not pay; `HOLDFAST_KERNELS=compiled` takes tensors of any size.
 
     Returns:
         Whether `channel_norm` and `row_norm` may be called with it.
     """
+    # The cheapest test that says no comes first: small tensors feel every microsecond.
+    if torch.compiler.is_compiling() or (x.nbytes < floor and _mode() != "compiled"):
+        return False
     return (
-        not torch.compiler.is_compiling()
-        and x.numel() * x.itemsize >= floor
-        and x.dtype in _TYPES
+        x.dtype in _TYPES
         and readable(x)
         and torch.autograd.forward_ad._current_level < 0
         and not torch._C._is_tracing()

@@ -6,15 +6,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.kernels.normalise import SMALL, Channels, takes
-from holdfast.norms.masked import masked_norm
+from holdfast.kernels.normalise import Channels, takes
+from holdfast.norms.masked import Mask, masked_norm
 from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type, recomputing
 from holdfast.norms.running import Tracked, check_momentum
 from holdfast.norms.spec import Axis, NormSpec, affine_of
+
+_PLANES = 1 << 19
+"""Bytes from which the kernel is the faster one, for contiguous tensors."""
+
+_COLUMNS = 1 << 20
+"""The same for channels_last."""
 
 _CARD = """
     In training y = γ · (x − μ) / √(σ² + ε) + β, with the mean and the biased variance of a channel over the batch and
@@ -72,8 +78,6 @@ class Batch(Normaliser, Tracked):
 
     num_features: int
     eps: float
-    weight: Any
-    bias: Any
     training: bool
     track_running_stats: bool
 
@@ -100,9 +104,7 @@ class Batch(Normaliser, Tracked):
         over: tuple[Axis, ...] = ("samples", "positions")
         return NormSpec("batch", over, affine=affine, bias=self.bias is not None, state="running")
 
-    def forward(
-        self, x: Shaped[Tensor, "*shape"], mask: Bool[Tensor, batch * positions] | None = None
-    ) -> Shaped[Tensor, "*shape"]:
+    def forward(self, x: Shaped[Tensor, "*shape"], mask: Mask | None = None) -> Shaped[Tensor, "*shape"]:
         """Normalise.
 
         Args:
@@ -117,24 +119,25 @@ class Batch(Normaliser, Tracked):
             InputError: other than `num_features` channels, or no floating type.
         """
         self._check_input_dim(x)  # type: ignore[attr-defined]
-        check_channels(x, self.num_features, type(self).__name__)
-        if x.numel() == 0:
-            return empty(x, self.weight, self.bias)
+        channels, values = x.shape[1], x.numel()
+        if channels != self.num_features or not x.is_floating_point():
+            check_channels(x, self.num_features, type(self).__name__)
+        weight, bias = self._affine()
+        if values == 0:
+            return empty(x, weight, bias)
         if not self.training and (self.running_mean is not None or self.running_var is not None):
             return self._evaluate(x, mask)
-        if mask is not None:
-            y, mean, variance, cells = masked_norm(x, mask, self.weight, self.bias, self.eps, self._over(x))
-            self._note(self._keeping(), mean, variance)
-            if self.training and self.track_running_stats:
-                self._moved(mean, variance, cells, self._over(x))
-            return y
-        count = x.numel() / x.shape[1]
-        if count == 1:
+        if values == channels:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-        if self._torch_serves(x):
-            return self._by_torch(x, count)
-        over = self._over(x)
-        y, kept = self._over_channels(x, self.weight, self.bias, self.eps, over)
+        if mask is None and weight is not None and self._torch_serves(x):
+            return self._by_torch(x, values / channels)
+        over, count = self._over(x), values / channels
+        if mask is None:
+            y, kept = self._over_channels(x, weight, bias, self.eps, over)
+        else:
+            y, mean, variance, count = masked_norm(x, mask, weight, bias, self.eps, over)
+            kept = self._keeping()
+            self._note(kept, mean, variance)
         if self.training and self.track_running_stats:
             self._moved(*kept.moments(), count, over)
         return y
@@ -148,15 +151,18 @@ class Batch(Normaliser, Tracked):
 
     def _torch_serves(self, x: Tensor) -> bool:
         """Whether torch's own operation is the faster one: a small tensor on the CPU, or another device."""
-        return not torch.compiler.is_compiling() and not takes(x, SMALL) and self.weight is not None
+        return not torch.compiler.is_compiling() and not takes(x, _PLANES if x.is_contiguous() else _COLUMNS)
 
     def _by_torch(self, x: Tensor, count: float) -> Tensor:
         """By torch's operation, which moves the running statistics itself, and hands out the batch's."""
-        tracks = self.training and self.track_running_stats and self.running_mean is not None and not recomputing()
+        mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
+        tracks = self.training and self.track_running_stats and mean is not None and not recomputing()
         direct = tracks and self._pool is None
-        momentum = self._next_momentum() if direct else 0.0
-        running = (self.running_mean, self.running_var) if direct else (None, None)
-        y, mean, rate = torch.native_batch_norm(x, *self._parameters_for(x), *running, True, float(momentum), self.eps)
+        momentum = float(self._next_momentum()) if direct else 0.0
+        if not direct:
+            mean = variance = None
+        weight, bias = self._parameters_for(x)
+        y, mean, rate = torch.native_batch_norm(x, weight, bias, mean, variance, True, momentum, self.eps)
         kept = self._keeping()
         kept.take(y, mean, rate, self.eps, self._listened)
         if tracks and not direct:
@@ -165,10 +171,11 @@ class Batch(Normaliser, Tracked):
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """γ and β in a type that torch mixes with x: the same, or float32 for halves."""
+        weight, bias = self._affine()
         dtype = torch.float32 if x.dtype in HALVES else x.dtype
-        return tuple(
-            each if each is None or each.dtype is dtype else each.to(dtype) for each in (self.weight, self.bias)
-        )
+        if weight is not None and weight.dtype is not dtype:
+            weight = weight.to(dtype)
+        return weight, bias if bias is None or bias.dtype is dtype else bias.to(dtype)
 
     def _evaluate(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mean, variance = self.running_mean, self.running_var

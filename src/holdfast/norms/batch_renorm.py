@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.core.errors import InputError
 from holdfast.norms.batch_norm import Batch, check_channels
-from holdfast.norms.masked import masked_norm
+from holdfast.norms.masked import Mask, masked_norm
 from holdfast.norms.normaliser import HALVES, empty, in_type
 from holdfast.norms.spec import NormSpec, affine_of
 
@@ -96,9 +96,7 @@ class BatchRenorm(Batch, _BatchNorm):
         affine = affine_of(self.weight)
         return NormSpec("renorm", ("samples", "positions"), affine=affine, state="running")
 
-    def forward(
-        self, x: Shaped[Tensor, "*shape"], mask: Bool[Tensor, batch * positions] | None = None
-    ) -> Shaped[Tensor, "*shape"]:
+    def forward(self, x: Shaped[Tensor, "*shape"], mask: Mask | None = None) -> Shaped[Tensor, "*shape"]:
         """Normalise.
 
         Args:

@@ -6,13 +6,13 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.kernels.normalise import Channels, takes
 from holdfast.norms.batch_norm import check_channels
-from holdfast.norms.masked import masked_norm
+from holdfast.norms.masked import Mask, masked_norm
 from holdfast.norms.normaliser import HALVES, Normaliser, empty
 from holdfast.norms.running import check_eps
 from holdfast.norms.spec import Axis, NormSpec, affine_of
@@ -102,9 +102,7 @@ class GroupNorm(Normaliser, nn.GroupNorm):
         over: tuple[Axis, ...] = ("channels", "positions")
         return NormSpec("group", over, affine=affine, bias=self.bias is not None, groups=self.num_groups)
 
-    def forward(
-        self, x: Shaped[Tensor, "*shape"], mask: Bool[Tensor, batch * positions] | None = None
-    ) -> Shaped[Tensor, "*shape"]:
+    def forward(self, x: Shaped[Tensor, "*shape"], mask: Mask | None = None) -> Shaped[Tensor, "*shape"]:
         """Normalise.
 
         Args:
@@ -118,41 +116,40 @@ class GroupNorm(Normaliser, nn.GroupNorm):
             InputError: other than `num_channels` channels, no floating type, or groups of one value where `strict`.
             ValueError: one value in all, as torch's.
         """
-        if x.dim() < 2:
-            raise InputError("(batch, channels, *positions)", f"a shape of {tuple(x.shape)}", "type: x.unsqueeze(0)")
-        check_channels(x, self.num_channels, f"GroupNorm({self.num_groups}, ")
-        if x.numel() == 0:
-            return empty(x, self.weight, self.bias)
-        self._check_values(x)
+        shape, (weight, bias) = x.shape, self._affine()
+        if len(shape) < 2:
+            raise InputError("(batch, channels, *positions)", f"a shape of {tuple(shape)}", "type: x.unsqueeze(0)")
+        if shape[1] != self.num_channels or not x.is_floating_point():
+            check_channels(x, self.num_channels, f"GroupNorm({self.num_groups}, ")
+        values = x.numel()
+        if values == 0:
+            return empty(x, weight, bias)
+        if values == shape[0] * self.num_groups:
+            self._one_value(x)
+        plain = mask is None and not torch.compiler.is_compiling()
+        floor = _LARGE if x.is_contiguous() else _COLUMNS
+        if plain and weight is not None and bias is not None and not takes(x, floor):
+            return self._by_torch(x, weight, bias)
         over = Channels(self.num_groups, tuple(range(len(x) + 1)))
-        if mask is not None:
-            y, mean, variance, _ = masked_norm(x, mask, self.weight, self.bias, self.eps, over)
-            self._note(self._keeping(), mean, variance)
-            return y
-        if torch.compiler.is_compiling() or self.weight is None or self.bias is None or takes(x, self._floor(x)):
-            return self._over_channels(x, self.weight, self.bias, self.eps, over)[0]
-        return self._by_torch(x)
-
-    def _floor(self, x: Tensor) -> int:
-        return _LARGE if x.is_contiguous() else _COLUMNS
-
-    def _by_torch(self, x: Tensor) -> Tensor:
-        dtype = torch.float32 if x.dtype in HALVES else x.dtype
-        wide = x if x.is_contiguous() else x.contiguous(memory_format=torch.contiguous_format)
-        if x.dtype in HALVES:
-            wide = wide.float()
-        weight, bias = (each if each.dtype is dtype else each.to(dtype) for each in (self.weight, self.bias))
-        sizes = (len(x), x.shape[1], x[0, 0].numel())
-        y, mean, rate = torch.native_group_norm(wide, weight, bias, *sizes, self.num_groups, self.eps)
-        self._keeping().take(y, mean, rate, self.eps, self._listened)
-        if wide is not x:
-            y = torch.empty_like(x, dtype=y.dtype).copy_(y).to(x.dtype)
+        if mask is None:
+            return self._over_channels(x, weight, bias, self.eps, over)[0]
+        y, mean, variance, _ = masked_norm(x, mask, weight, bias, self.eps, over)
+        self._note(self._keeping(), mean, variance)
         return y
 
-    def _check_values(self, x: Tensor) -> None:
-        values = x[0].numel() // self.num_groups
-        if values > 1:
-            return
+    def _by_torch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dtype = torch.float32 if x.dtype in HALVES else x.dtype
+        wide = x if x.dtype is dtype and x.is_contiguous() else x.to(dtype).contiguous()
+        if weight.dtype is not dtype:
+            weight, bias = weight.to(dtype), bias.to(dtype)
+        samples, channels = x.shape[:2]
+        sizes = (samples, channels, x.numel() // (samples * channels), self.num_groups)
+        y, mean, rate = torch.native_group_norm(wide, weight, bias, *sizes, self.eps)
+        self._keeping().take(y, mean, rate, self.eps, self._listened)
+        return y if wide is x else torch.empty_like(x, dtype=dtype).copy_(y).to(x.dtype)
+
+    def _one_value(self, x: Tensor) -> None:
+        """Every group holds one value, of which there is no variance."""
         if len(x) == 1 and self.num_groups == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
         if self.strict:

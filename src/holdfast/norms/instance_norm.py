@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.kernels.normalise import Channels
-from holdfast.norms.masked import masked_norm
+from holdfast.norms.masked import Mask, masked_norm
 from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type
 from holdfast.norms.running import Tracked, check_momentum
 from holdfast.norms.spec import NormSpec, State, affine_of
@@ -68,8 +68,6 @@ class Instance(Normaliser, Tracked):
     num_features: int
     eps: float
     affine: bool
-    weight: Any
-    bias: Any
     track_running_stats: bool
 
     def __init__(
@@ -95,9 +93,7 @@ class Instance(Normaliser, Tracked):
         state: State = "running" if self.track_running_stats else "none"
         return NormSpec("instance", ("positions",), affine=affine, bias=self.bias is not None, state=state)
 
-    def forward(
-        self, x: Shaped[Tensor, "*shape"], mask: Bool[Tensor, batch * positions] | None = None
-    ) -> Shaped[Tensor, "*shape"]:
+    def forward(self, x: Shaped[Tensor, "*shape"], mask: Mask | None = None) -> Shaped[Tensor, "*shape"]:
         """Normalise.
 
         Args:

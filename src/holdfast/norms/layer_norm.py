@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.kernels.norm_ref import row_norm_ref
-from holdfast.kernels.normalise import SMALL, row_norm, takes
+from holdfast.kernels.normalise import row_norm, takes
 from holdfast.norms.batch_norm import check_channels
 from holdfast.norms.normaliser import HALVES, Normaliser, in_type
 from holdfast.norms.running import check_eps
 from holdfast.norms.spec import NormSpec, affine_of
+
+_LARGE = 1 << 20
+"""Bytes from which the kernel is the faster one."""
 
 
 class LayerNorm(Normaliser, nn.LayerNorm):
@@ -92,8 +95,10 @@ class LayerNorm(Normaliser, nn.LayerNorm):
         Raises:
             InputError: other last axes, or no floating type.
         """
-        check_last(x, self.normalized_shape, "LayerNorm")
-        return rows(self, x, self.normalized_shape, self.weight, self.bias, self.eps)
+        shape = self.normalized_shape
+        if x.shape[-len(shape) :] != shape or not x.is_floating_point():
+            check_last(x, shape, "LayerNorm")
+        return rows(self, x, shape, *self._affine(), self.eps)
 
 
 class LayerNorm2d(Normaliser, nn.Module):
@@ -199,7 +204,7 @@ def rows(
         The shape and type of x.
     """
     plain = weight is None or bias is None  # torch's sums of the gradient come with both only
-    if takes(x, 0 if plain else SMALL):
+    if takes(x, 0 if plain else _LARGE):
         flat, gain, level = x.flatten(-len(shape)), _flat(weight), _flat(bias)
         return row_norm(flat, gain, level, eps, True, norm._keeping()).view(x.shape)
     if torch.compiler.is_compiling():
@@ -211,9 +216,14 @@ def rows(
     if x.device.type != "cpu":
         return F.layer_norm(x, shape, in_type(weight, x), in_type(bias, x), eps)
     kind = torch.float32 if x.dtype in HALVES else x.dtype
-    weight, bias = (each if each is None or each.dtype is kind else each.to(kind) for each in (weight, bias))
+    if weight is not None and weight.dtype is not kind:
+        weight = weight.to(kind)
+    if bias is not None and bias.dtype is not kind:
+        bias = bias.to(kind)
     y, mean, rate = torch.native_layer_norm(x, shape, weight, bias, eps)
-    norm._keeping().take(y, mean.flatten(), rate.flatten(), eps, norm._listened)
+    kept = norm._keeping()
+    kept.in_rows = True
+    kept.take(y, mean, rate, eps, norm._listened)
     return y
 
 

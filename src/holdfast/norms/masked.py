@@ -11,10 +11,13 @@ from holdfast.kernels.norm_ref import channel_norm_from_ref
 from holdfast.kernels.normalise import Channels
 from holdfast.norms.normaliser import HALVES, in_type
 
+Mask = Bool[Tensor, "batch *positions"]
+"""True where a cell counts."""
+
 
 def masked_norm(
     x: Shaped[Tensor, "batch channels *positions"],
-    mask: Bool[Tensor, batch * positions],
+    mask: Mask,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,

@@ -41,6 +41,7 @@ class Tracked:
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
     momentum: float | None
+    _buffers: dict[str, Tensor | None]
     _pool: Pool | None = None
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
@@ -62,15 +63,14 @@ class Tracked:
 
     def _next_momentum(self) -> float | Tensor:
         """Count a batch; new = (1 − m) · old + m · batch."""
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        counter = self._buffers["num_batches_tracked"]
+        if counter is not None:
+            counter.add_(1)
         if self.momentum is not None:
             return self.momentum
-        if self.num_batches_tracked is None:
+        if counter is None:
             return 0.0
-        if torch.compiler.is_compiling():
-            return self.num_batches_tracked.to(torch.float32).reciprocal()
-        return 1.0 / float(self.num_batches_tracked)
+        return counter.to(torch.float32).reciprocal() if torch.compiler.is_compiling() else 1.0 / float(counter)
 
     def _commit(self) -> None:
         """Move by what was pooled, if anything was."""
