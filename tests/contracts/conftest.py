@@ -17,7 +17,7 @@ from holdfast.norms.running import Tracked
 
 CHANNELS = 6
 POSITIONS = {0: (), 1: (7,), 2: (5, 3), 3: (2, 3, 5)}
-WIDE = {0: (), 1: (641,), 2: (31, 23), 3: (11, 7, 9)}  # with 13 samples above 32 KB and 32768 elements
+WIDE = {0: (), 1: (641,), 2: (31, 23), 3: (11, 7, 9)}  # with 13 samples above 32768 elements
 BATCH = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE = (None, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -76,8 +76,8 @@ class Tailored:
     """The part of a running buffer that a call of `Case.x` moves; the number of position axes is given."""
     untracked: bool = True
     """Whether `track_running_stats=False` is offered, of members that track."""
-    kernel_samples: int = 13
-    """Samples of `Case.wide` from which on the compiled kernels are used."""
+    summed: bool = False
+    """Whether parameter gradients are torch's sums, whose last bits follow the number of threads."""
     shared: bool = False
     """Whether a statistic is shared by samples, so that one sample's output depends on the others."""
     invariant: str | None = None
@@ -93,12 +93,13 @@ def _batch(dims: int, **settings: Any) -> nn.Module:
 _STANDARD = {"twin": _batch, "shared": True, "invariant": "matrix vector shift", "lone": ValueError}
 
 TAILORED: dict[str, Tailored] = {
+    "dynamic-tanh": Tailored(invariant=""),
     "batch": Tailored(**_STANDARD),
     "sync": Tailored(**_STANDARD),
     "ghost": Tailored(**_STANDARD),
     "renorm": Tailored(**_STANDARD, differs=("momentum",), untracked=False),
-    "batch-layer": Tailored(reference=gated, shared=True, invariant="matrix", untracked=False),
-    "switchable": Tailored(dims=(1, 2, 3), shared=True, invariant="matrix"),
+    "batch-layer": Tailored(reference=gated, summed=True, shared=True, invariant="matrix", untracked=False),
+    "switchable": Tailored(summed=True, dims=(1, 2, 3), shared=True, invariant="matrix"),
     "instance": Tailored(
         dims=(1, 2, 3),
         twin=lambda dims, **settings: INSTANCE[dims](CHANNELS, **settings),
@@ -109,7 +110,6 @@ TAILORED: dict[str, Tailored] = {
     "group": Tailored(
         settings={"groups": 2},
         twin=lambda dims, **settings: nn.GroupNorm(settings.pop("groups", 2), CHANNELS, **settings),
-        kernel_samples=300,  # torch's own operation is good below 4 MB
         invariant="matrix sample",
     ),
     "layer": Tailored(
@@ -120,7 +120,7 @@ TAILORED: dict[str, Tailored] = {
         twin=lambda dims, **settings: None if dims else nn.RMSNorm(CHANNELS, **settings),
         invariant="matrix sample",
     ),
-    "scale": Tailored(invariant="matrix sample"),
+    "scale": Tailored(summed=True, invariant="matrix sample"),
     "recurrent-batch": Tailored(
         dims=(0, 1),
         call=moved(called),
@@ -176,10 +176,10 @@ class Case:
         return found
 
     def x(self, samples: int = 5, wide: bool = False, seed: int = 0) -> Tensor:
-        """An input of odd sizes; wide ones go to the compiled kernels."""
+        """An input of odd sizes; wide ones have enough for several threads."""
         positions = (WIDE if wide else POSITIONS)[self.dims]
         if wide:
-            samples = self.own.kernel_samples if self.dims else 13 * 640
+            samples = 13 if self.dims else 13 * 640
         draw = torch.randn(samples, CHANNELS, *positions, generator=torch.Generator().manual_seed(seed))
         return draw * 1.7 + 0.4
 
@@ -245,6 +245,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name in SELECTIONS:
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, [case for case in CASES if wanted_by(case, name)], ids=str)
+
+
+@pytest.fixture(params=[False, True], ids=["small", "kernel"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Small tensors by whoever serves them; or wide ones, which the compiled kernels then take at any size."""
+    if request.param:
+        monkeypatch.setenv("HOLDFAST_KERNELS", "compiled")
+    return request.param
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernels, at any size."""
+    monkeypatch.setenv("HOLDFAST_KERNELS", "compiled")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,6 @@ def test_blind_to_what_the_table_says_and_to_nothing_else(case, law):
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kernel", [False, True], ids=["small", "kernel"])
 def test_one_broken_sample_leaves_the_others_their_bits(alone, broken, kernel):
     layer = alone.make()
     x = alone.x(wide=kernel)

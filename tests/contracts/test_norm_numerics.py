@@ -12,6 +12,7 @@ from torch import nn
 from holdfast.norms.make import make
 
 HALVES = (torch.bfloat16, torch.float16)
+ROWS = ("layer", "rms")
 
 
 def test_gradients_of_the_first_and_second_order(case):
@@ -25,11 +26,12 @@ def test_gradients_of_the_first_and_second_order(case):
         def run(x, *_):
             return case.call(layer, x)
 
-        assert torch.autograd.gradcheck(run, (x, *parameters))
-        assert torch.autograd.gradgradcheck(run, (x, *parameters), atol=1e-4)
+        # In full for one axis of positions, along a random direction elsewhere: cost grows with the square of the size.
+        assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=case.dims != 1)
+        assert torch.autograd.gradgradcheck(run, (x, *parameters), atol=1e-4, fast_mode=True)
 
 
-def test_second_derivatives_of_the_kernels_are_those_of_the_formula(case):
+def test_second_derivatives_of_the_kernels_are_those_of_the_formula(case, compiled):
     layer, x = case.make(**case.tracking), case.x(wide=True)
     x = x[: len(x) // 64 * 64] if len(x) > 64 else x
     wide = copy.deepcopy(layer).double()
@@ -66,10 +68,7 @@ def tolerance(x, wanted):
 
 
 @pytest.mark.parametrize("hard", HARD)
-@pytest.mark.parametrize("kernel", [False, True], ids=["small", "kernel"])
 def test_hard_inputs_against_float64(case, hard, kernel):
-    if kernel and case.own.kernel_samples > 13:
-        pytest.skip("too large for the fast part; the next test has its kernel")
     x = HARD[hard](case.x(16 if case.dims == 0 else 5, wide=kernel))
     settings = {"affine": False} if case.offers("affine") else {}
     layer = case.make(**settings)
@@ -77,16 +76,6 @@ def test_hard_inputs_against_float64(case, hard, kernel):
     y = case.call(layer, x).double()
     assert y.isfinite().all()
     torch.testing.assert_close(y, expected, rtol=2e-5, atol=tolerance(x, expected))
-
-
-@pytest.mark.parametrize("hard", HARD)
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_hard_inputs_of_group_norm_by_the_kernel(hard, last):
-    x = HARD[hard](torch.randn(5, 6, 11, 13))
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    layer = make("group", 6, 2, groups=2, affine=False)  # without parameters the kernel is taken at any size
-    expected = layer.spec.reference(x.double())
-    torch.testing.assert_close(layer(x).double(), expected, rtol=2e-5, atol=tolerance(x, expected))
 
 
 @pytest.mark.parametrize("offset", [2000.0, -2000.0])
@@ -103,10 +92,10 @@ def test_four_features_far_from_zero(case, offset):
 
 
 @pytest.mark.parametrize("power", [30, -30, 18])
-def test_huge_and_tiny_values_by_the_kernels(case, power):
+def test_huge_and_tiny_values_by_the_kernels(case, compiled, power):
     """|x| ≈ 1e30 has a square beyond float32; the kernels sum in float64."""
     x = case.x(wide=True) * 10.0**power
-    if case.kind not in ("batch", "instance", "ghost", "sync", "layer", "rms") or (case.kind == "layer" and case.dims):
+    if case.kind not in ("batch", "instance", "ghost", "sync", "layer", "rms") or (case.kind in ROWS and case.dims):
         return
     layer = case.make(**({"eps": 0.0} if case.offers("eps") else {}))
     y = case.call(layer, x)
@@ -134,7 +123,6 @@ def test_a_group_of_forty_million(kind):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("kernel", [False, True], ids=["small", "kernel"])
 def test_halves_are_computed_in_float32(case, dtype, kernel):
     x = case.x(wide=kernel).to(dtype)
     for whole in (True, False):
@@ -177,28 +165,26 @@ def test_under_autocast_the_type_of_the_input_stays(case):
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
     if weight is not None:
         with torch.autocast("cpu", torch.bfloat16):
-            y = case.call(layer, torch.nn.functional.linear(torch.randn(5, 6), torch.eye(6))) if not case.dims else y
+            y = case.call(layer, case.x().bfloat16())
         y.float().sum().backward()
         assert weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(case, last, dtype):
+def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(case, compiled, last, dtype):
     if last and case.dims < 2:
         pytest.skip("channels_last is of 2 and 3 axes")
-    if case.own.kernel_samples > 13 and case.dims == 0:
-        pytest.skip("torch's own operation")
     x = case.x(wide=True).to(dtype)
     formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     x = x.contiguous(memory_format=formats[case.dims]) if last else x
-    same_bits(lambda: case.make(**case.tracking), case.call, x)
+    same_bits(lambda: case.make(**case.tracking), case.call, x, parameters=not case.own.summed)
 
 
-@pytest.mark.parametrize("kind", ["batch", "instance", "group", "ghost", "batch-layer", "switchable"])
+@pytest.mark.parametrize("kind", ["batch", "instance", "group", "ghost"])
 @pytest.mark.parametrize("shape", [(3, 1, 211, 173), (2, 2, 307, 101), (40, 5, 37, 11)], ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_the_same_bits_with_fewer_channels_than_threads(kind, shape, last):
+def test_the_same_bits_with_fewer_channels_than_threads(compiled, kind, shape, last):
     x = torch.randn(shape)
     if last:
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -206,17 +192,21 @@ def test_the_same_bits_with_fewer_channels_than_threads(kind, shape, last):
     same_bits(lambda: make(kind, shape[1], 2, **settings), lambda layer, x: layer(x), x)
 
 
-def same_bits(make_layer, call, x):
+def test_the_same_bits_from_run_to_run_whoever_serves(case):
+    same_bits(lambda: case.make(**case.tracking), case.call, case.x(wide=True), threads=(1, 1))
+
+
+def same_bits(make_layer, call, x, threads=(1, 2, 3), parameters=True):
     results, before = [], torch.get_num_threads()
     try:
-        for threads in (1, 2, 3, 3):
-            torch.set_num_threads(threads)
+        for each in threads:
+            torch.set_num_threads(each)
             layer = make_layer()
-            each = x.clone(memory_format=torch.preserve_format).requires_grad_()
-            y = call(layer, each)
+            leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+            y = call(layer, leaf)
             dy = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
-            found = torch.autograd.grad(y, [each, *layer.parameters()], dy, allow_unused=True)
-            results.append([y.detach(), *found, *layer.state_dict().values()])
+            found = torch.autograd.grad(y, [leaf, *layer.parameters()], dy, allow_unused=True)
+            results.append([y.detach(), *(found if parameters else found[:1]), *layer.state_dict().values()])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -61,10 +61,9 @@ def test_a_number_of_axes_that_a_member_is_not_for_is_refused(kind, family):
             make(kind, 6, dims)(torch.randn(5, 6, *[3] * dims))
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["small", "kernel"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_output_and_gradients_are_the_formulas(case, wide, training):
-    x = case.x(wide=wide)
+def test_output_and_gradients_are_the_formulas(case, kernel, training):
+    x = case.x(wide=kernel)
     layer = case.make(**case.tracking).train(training)
     running = None
     if case.tracks and not training:
@@ -100,7 +99,7 @@ def same_pass(case, ours, theirs, x, settings):
 
 
 @pytest.mark.parametrize("momentum", MOMENTA)
-def test_running_statistics_by_the_kernel_are_torchs(twinned, momentum):
+def test_running_statistics_by_the_kernel_are_torchs(twinned, compiled, momentum):
     if not twinned.tracks:
         return
     settings = twinned.tracking | {"momentum": momentum}
@@ -288,7 +287,6 @@ def test_groups_that_do_not_divide_are_refused(groups):
         make("group", 6, 2, groups=groups)
 
 
-@pytest.mark.parametrize("kernel", [False, True], ids=["small", "kernel"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_mixed_types_are_refused_as_torchs_or_computed_right(case, training, kernel):
     x = case.x(wide=kernel)
