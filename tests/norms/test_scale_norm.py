@@ -172,6 +172,21 @@ def test_checkpoints_layout_meta_and_vmap():
     torch.testing.assert_close(torch.vmap(norm)(x.unsqueeze(1)), norm(x).unsqueeze(1))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_the_same_bits_for_any_number_of_threads(last):
+    x, norm = torch.randn(3, 5, 211, 173), ScaleNorm(5, channels_last=False)
+    x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = norm(x)
+            found.append([y, *torch.autograd.grad(y, [x, *norm.parameters()], y.detach() + 1)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for each in found[1:] for one, two in zip(found[0], each, strict=True))
+
+
 @pytest.mark.slow
 def test_compiles_whole():
     # In a process of its own: the shape checks of the tests cannot be traced.

@@ -10,6 +10,9 @@ from holdfast.norms.batch_norm import BatchNorm2d as BatchNorm2d
 from holdfast.norms.batch_norm import BatchNorm3d as BatchNorm3d
 from holdfast.norms.batch_renorm import BatchRenorm as BatchRenorm
 
+# without statistics
+from holdfast.norms.dynamic_tanh import DynamicTanh as DynamicTanh
+
 # any other combination of axes, centre and scale
 from holdfast.norms.general import Norm as Norm
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm as GhostBatchNorm

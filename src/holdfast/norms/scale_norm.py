@@ -16,6 +16,7 @@ from holdfast.norms.normaliser import HALVES, Normaliser
 from holdfast.norms.rms_norm import power_of_two_above
 from holdfast.norms.running import check_eps
 from holdfast.norms.spec import NormSpec
+from holdfast.norms.sums import along, spread, total
 
 
 class ScaleNorm(Normaliser, nn.Module):
@@ -113,12 +114,12 @@ class ScaleNorm(Normaliser, nn.Module):
         wide = x.float() if x.dtype in HALVES else x
         unit = power_of_two_above(wide.detach(), (axis,))
         scaled = wide / unit
-        square = scaled.square().sum(axis, keepdim=True)  # the length's second derivative at 0 is none, the square's is
+        square = total(scaled.square(), (axis,))  # the length's second derivative at 0 is none, the square's is
         if self.training:
             self._note(self._keeping(), None, (square.detach() * unit.square() / self.num_features).flatten())
         # max(‖x‖, ε) = unit · max(‖x / unit‖, ε / unit)
-        y = scaled * torch.maximum(square, (self.eps / unit).square()).rsqrt()
-        return (y * self.weight.to(wide.dtype)).to(x.dtype)
+        y = scaled * spread(torch.maximum(square, (self.eps / unit).square()).rsqrt(), wide)
+        return (y * along(self.weight, wide, axis)).to(x.dtype)
 
     def _check(self, x: Tensor) -> int:
         """The axis of the features."""
