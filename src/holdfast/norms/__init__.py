@@ -26,6 +26,9 @@ from holdfast.norms.layer_norm import LayerNorm as LayerNorm
 from holdfast.norms.layer_norm import LayerNorm2d as LayerNorm2d
 from holdfast.norms.make import make as make
 
+# queries and keys of an attention
+from holdfast.norms.qk_norm import QKNorm as QKNorm
+
 # by the statistics of a time step
 from holdfast.norms.recurrent_batch_norm import RecurrentBatchNorm as RecurrentBatchNorm
 

@@ -17,6 +17,7 @@ from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.norms.group_norm import GroupNorm
 from holdfast.norms.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from holdfast.norms.layer_norm import LayerNorm, LayerNorm2d
+from holdfast.norms.qk_norm import QKNorm
 from holdfast.norms.recurrent_batch_norm import RecurrentBatchNorm
 from holdfast.norms.rms_norm import RMSNorm
 from holdfast.norms.scale_norm import ScaleNorm
@@ -41,6 +42,12 @@ def _layer(channels: int, dims: int, **settings: Any) -> nn.Module:
     if dims == 2:
         return LayerNorm2d(channels, **settings)
     return Norm(NormSpec("layer", ("channels",)), channels, **settings)
+
+
+def _qk(channels: int, dims: int, **settings: Any) -> nn.Module:
+    if dims != 2:
+        raise InputError("heads and time as the positions", f"dims={dims}", "type: dims=2")
+    return QKNorm(channels, **settings)
 
 
 def _recurrent(channels: int, dims: int, **settings: Any) -> nn.Module:
@@ -71,11 +78,12 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
     "dynamic-tanh": lambda channels, dims, **settings: DynamicTanh(channels, **{"channels_last": dims == 0} | settings),
     "recurrent-batch": _recurrent,
+    "qk": _qk,
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
 
 
-def make(kind: str | NormSpec, num_channels: int, dims: int = 2, **settings: Any) -> nn.Module:
+def make(kind: str | NormSpec, /, num_channels: int, dims: int = 2, **settings: Any) -> nn.Module:
     """A normaliser by its name, or by its specification.
 
     Args:
