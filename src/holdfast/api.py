@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ from holdfast.diagnosis.diagnose import diagnose as ask
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.observer import MAX_ELEMENTS
 from holdfast.monitor.watch import Mode, Watch
+from holdfast.norms.examples import examples
+from holdfast.norms.sketch import text_sketch
 from holdfast.store.reader import RunReader
 from holdfast.store.writer import RunWriter
 
@@ -319,15 +322,18 @@ def explain(name: str) -> str:
     """The card of a rule, a measure, a treatment or a normaliser.
 
     Args:
-        name: such as `"shifting-input"`, `"parameter-drift"`, `"insert-norm"`.
+        name: such as `"shifting-input"`, `"parameter-drift"`, `"insert-norm"`; of a normaliser its class or its name in
+            `holdfast.norms.make`: `"GroupNorm"` or `"group"`.
 
     Returns:
-        The card's text; the rule's first where a rule and its measure share a name.
+        The card's text; the rule's first where a rule and its measure share a name. Below that of a normaliser its
+        formula, and which axes share a statistic.
 
     Raises:
         InputError: nothing has that name; the nearest names are given.
     """
     families = {family: _cards(family) for family in _FAMILIES}
+    families["norms"] |= _by_short_name(families["norms"])
     found = [(family, cards[name]) for family, cards in families.items() if name in cards]
     if not found:
         known = sorted({each for cards in families.values() for each in cards})
@@ -365,4 +371,20 @@ def _cards(family: str) -> dict[str, str]:
         cards = {file.QUANTITY.name: inspect.getdoc(file) for file in files if hasattr(file, "QUANTITY")}
     else:
         cards = {name: inspect.getdoc(member) for name, member in vars(package).items() if inspect.isclass(member)}
+        shown = examples()
+        cards = {name: f"{card}{_axes(shown.get(name))}" for name, card in cards.items() if card}
     return {name: card for name, card in cards.items() if card}
+
+
+def _by_short_name(cards: dict[str, str]) -> dict[str, str]:
+    """Cards of normalisers by their names in `make`."""
+    kinds = {name: type(module).__name__ for name, module in examples().items()}
+    return {name: cards[kind] for name, kind in kinds.items() if kind in cards}
+
+
+def _axes(module: Any) -> str:
+    """Formula and axes of a normaliser as the end of its card."""
+    if module is None:
+        return ""
+    picture = indent(text_sketch(module.spec), "    ")
+    return f"\n\n{module.spec.formula}\n\nCells that share a statistic with the first one:\n{picture}"

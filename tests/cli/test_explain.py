@@ -25,6 +25,17 @@ def test_every_name_listed_has_a_card(run: Callable[..., Result]) -> None:
             assert explain(name).strip()
 
 
+def test_a_normaliser_has_two_names_a_formula_and_a_picture(run: Callable[..., Result]) -> None:
+    card = run("explain", "group").stdout
+    assert card == run("explain", "GroupNorm").stdout
+    assert "When it is wrong:" in card
+    assert "y = γ_c · (x − μ_ng) / √(σ²_ng + ε) + β_c\n" in card
+    assert card.rstrip().endswith("    samples    ■ □ □ □\n    channels   ■ ■ ■ □ □ □\n    positions  ■ ■ ■ ■ ■ ■")
+    result = run("explain", "gruop")
+    assert result.exit_code == 2
+    assert "holdfast explain group" in result.stderr
+
+
 def test_json_holds_name_and_card(run: Callable[..., Result]) -> None:
     told = json.loads(run("explain", "insert-norm", "--json").stdout)
     assert told == {"name": "insert-norm", "card": explain("insert-norm")}
