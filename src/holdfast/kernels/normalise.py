@@ -162,7 +162,8 @@ def channel_norm(
     Returns:
         The shape, type and layout of x.
     """
-    return _ChannelNorm.apply(x, weight, bias, eps, over, kept)  # type: ignore[no-untyped-call]
+    # Made contiguous before the operation, which saves what it is given: a copy of its own would be in no graph.
+    return _ChannelNorm.apply(_laid_out(x)[0], weight, bias, eps, over, kept)  # type: ignore[no-untyped-call]
 
 
 def row_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centre: bool, kept: Kept) -> Tensor:
@@ -179,7 +180,7 @@ def row_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, 
     Returns:
         The shape and type of x, contiguous.
     """
-    return _RowNorm.apply(x, weight, bias, eps, centre, kept)  # type: ignore[no-untyped-call]
+    return _RowNorm.apply(x.contiguous(), weight, bias, eps, centre, kept)  # type: ignore[no-untyped-call]
 
 
 class _ChannelNorm(torch.autograd.Function):
@@ -187,7 +188,7 @@ class _ChannelNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over: Channels, kept: Kept
     ) -> Tensor:
-        x, planes = _laid_out(x)
+        planes = _laid_out(x)[1]
         plan = _channel_plan(x.shape, planes, _TYPES[x.dtype], over, eps)
         room = plan.room()
         y = torch.empty_like(x)
@@ -244,7 +245,6 @@ class _RowNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centre: bool, kept: Kept
     ) -> Tensor:
-        x = x.contiguous()
         plan = _row_plan(x.numel() // x.shape[-1], x.shape[-1], _TYPES[x.dtype], centre, eps)
         room = plan.room()
         y = torch.empty_like(x)
