@@ -134,17 +134,18 @@ class BatchLayerNorm(Batch, _BatchNorm):
             return empty(x, self.weight, self.bias)
         if x[0].numel() == 1:
             raise InputError("samples of 2 values or more", f"an input of shape {tuple(x.shape)}", "take BatchNorm1d")
+        given = x.dtype
+        x = x.float() if given in HALVES else x  # the mix of two outputs is rounded once
         layer = self._layer(x)
         share: Any = self.share(len(x)) if self.gate_logit is None else self.gate_logit.sigmoid().to(layer.dtype)
         if self.training and x.numel() == x.shape[1]:  # one value a channel: the batch has no variance
             hat = layer if self.gate_logit is None else (1.0 - share) * layer
         else:
             hat = torch.lerp(layer, self._batch(x), share)
-        wide = hat.float() if hat.dtype in HALVES else hat
         shape = (1, -1) + (1,) * (x.ndim - 2)
         for parameter, join in ((self.weight, torch.mul), (self.bias, torch.add)):
-            wide = wide if parameter is None else join(wide, in_type(parameter, wide).view(shape))  # type: ignore[union-attr]
-        return wide.to(x.dtype)
+            hat = hat if parameter is None else join(hat, in_type(parameter, hat).view(shape))  # type: ignore[union-attr]
+        return hat.to(given)
 
     def _layer(self, x: Tensor) -> Tensor:
         kept: Kept | None = self._kept
@@ -157,9 +158,8 @@ class BatchLayerNorm(Batch, _BatchNorm):
             assert self.running_mean is not None
             assert self.running_var is not None
             shape = (1, -1) + (1,) * (x.ndim - 2)
-            wide = x.float() if x.dtype in HALVES else x
-            rate = (self.running_var.to(wide.dtype) + self.eps).rsqrt()
-            return ((wide - self.running_mean.to(wide.dtype).view(shape)) * rate.view(shape)).to(x.dtype)
+            rate = (self.running_var.to(x.dtype) + self.eps).rsqrt()
+            return (x - self.running_mean.to(x.dtype).view(shape)) * rate.view(shape)
         over = self._over(x)
         hat, kept = self._over_channels(x, None, None, self.eps, over)
         mean, variance = kept.moments()
