@@ -54,6 +54,19 @@ def called(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
+def stepped(layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The same of `(batch, time, channels)`, whose later steps share the last running statistics."""
+    if running is not None and x.dim() == 3:
+        rows = torch.arange(x.shape[1]).clamp(max=len(running[0]) - 1)
+        running = (running[0][rows], running[1][rows])
+    return reference(layer, x, running)
+
+
+def halved(layer: nn.Module, x: Tensor) -> Tensor:
+    """Some samples as queries and the others as keys, which without γ are normalised alike."""
+    return torch.cat(layer(x[: len(x) // 2], x[len(x) // 2 :]))
+
+
 @dataclass(frozen=True)
 class Tailored:
     """What a member needs that the defaults do not give. Each field says what it is for; leave out what fits."""
@@ -72,8 +85,8 @@ class Tailored:
     """Settings whose defaults are meant to differ from the twin's."""
     statistics: Callable[[Tensor], tuple[Tensor, Tensor]] = pooled
     """Mean and unbiased variance that a batch x has for the running ones, as `seen` shows them."""
-    seen: Callable[[Tensor, int], Tensor] = lambda buffer, dims: buffer
-    """The part of a running buffer that a call of `Case.x` moves; the number of position axes is given."""
+    seen: Callable[[Tensor, Tensor], Tensor] = lambda buffer, x: buffer
+    """The part of a running buffer that an input x meets and moves."""
     untracked: bool = True
     """Whether `track_running_stats=False` is offered, of members that track."""
     summed: bool = False
@@ -93,6 +106,7 @@ def _batch(dims: int, **settings: Any) -> nn.Module:
 _STANDARD = {"twin": _batch, "shared": True, "invariant": "matrix vector shift", "lone": ValueError}
 
 TAILORED: dict[str, Tailored] = {
+    "filter-response": Tailored(invariant="matrix vector sample"),
     "dynamic-tanh": Tailored(invariant=""),
     "batch": Tailored(**_STANDARD),
     "sync": Tailored(**_STANDARD),
@@ -124,12 +138,15 @@ TAILORED: dict[str, Tailored] = {
     "recurrent-batch": Tailored(
         dims=(0, 1),
         call=moved(called),
-        reference=moved(reference),
-        statistics=lambda x: (x.mean(0).T, x.var(0).T),  # of each time step
-        seen=lambda buffer, dims: buffer[:7] if dims else buffer[0],
-        untracked=False,
+        reference=moved(stepped),
+        statistics=lambda x: (x.mean(0).movedim(0, -1), x.var(0).movedim(0, -1)),  # of each time step
+        settings={"max_steps": 641},
+        seen=lambda buffer, x: buffer[: x.shape[2]] if x.dim() == 3 else buffer[0],
         shared=True,
         invariant="matrix vector shift",
+    ),
+    "qk": Tailored(
+        dims=(2,), settings={"affine": False}, call=moved(halved), reference=moved(reference), invariant="matrix sample"
     ),
 }
 
@@ -191,16 +208,16 @@ class Case:
         """What the formula says, in the type of x."""
         return self.own.reference(layer, x, running)
 
-    def running(self, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-        """Copies of the running statistics that an input of `x` meets, if there are any."""
+    def running(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Copies of the running statistics that an input meets, if there are any."""
         if getattr(layer, "running_mean", None) is None:
             return None
-        mean, variance = (self.own.seen(each, self.dims).clone() for each in (layer.running_mean, layer.running_var))
+        mean, variance = (self.own.seen(each, x).clone() for each in (layer.running_mean, layer.running_var))
         return mean, variance
 
-    def batches(self, layer: nn.Module) -> Tensor:
-        """How many batches have been counted."""
-        return self.own.seen(layer.num_batches_tracked, self.dims)
+    def batches(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """How many batches like x have been counted."""
+        return self.own.seen(layer.num_batches_tracked, x)
 
     @property
     def tracks(self) -> bool:

@@ -69,7 +69,7 @@ def test_output_and_gradients_are_the_formulas(case, kernel, training):
     if case.tracks and not training:
         layer.running_mean += torch.linspace(-1, 1, 6)
         layer.running_var += torch.linspace(0, 2, 6)
-        running = case.running(layer)
+        running = case.running(layer, x)
     wide_layer = copy.deepcopy(layer).double()
     y, found = gradients(case, layer, x)
     expected, wanted = gradients(case, wide_layer, x.double(), lambda layer, x: case.reference(layer, x, running))
@@ -119,14 +119,14 @@ def test_output_by_the_biased_variance_and_running_by_the_unbiased(tracked):
     x = tracked.x(samples=3)
     tracked.call(layer, x)
     expected = tracked.own.statistics(x.double())
-    for buffer, wanted in zip(tracked.running(layer), expected, strict=True):
+    for buffer, wanted in zip(tracked.running(layer, x), expected, strict=True):
         torch.testing.assert_close(buffer.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("momentum", MOMENTA)
 def test_running_statistics_move_by_the_momentum(tracked, momentum):
     layer = tracked.make(**tracked.tracking | {"momentum": momentum})
-    expected, counts = [each.double() for each in tracked.running(layer)], tracked.kind != "instance"
+    expected, counts = [each.double() for each in tracked.running(layer, tracked.x())], tracked.kind != "instance"
     for batch in range(1, 4):
         x = tracked.x(samples=2 * batch + 1, seed=batch)
         with torch.set_grad_enabled(batch != 2):
@@ -134,10 +134,10 @@ def test_running_statistics_move_by_the_momentum(tracked, momentum):
         share = momentum if momentum is not None else 1 / batch if counts else 0.0
         batchs = tracked.own.statistics(x.double())
         expected = [(1 - share) * old + share * new for old, new in zip(expected, batchs, strict=True)]
-        for buffer, wanted in zip(tracked.running(layer), expected, strict=True):
+        for buffer, wanted in zip(tracked.running(layer, x), expected, strict=True):
             torch.testing.assert_close(buffer.double(), wanted, rtol=1e-5, atol=1e-6)
         if counts:
-            assert (tracked.batches(layer) == batch).all()
+            assert (tracked.batches(layer, x) == batch).all()
             assert layer.num_batches_tracked.dtype == torch.int64
     before = copy.deepcopy(layer.state_dict())
     tracked.call(layer.eval(), x)
@@ -294,7 +294,7 @@ def test_mixed_types_are_refused_as_torchs_or_computed_right(case, training, ker
         layer = layer.train(training)
         running = None
         if case.tracks and not training and layer.running_mean is not None:
-            running = case.running(layer)
+            running = case.running(layer, x)
         expected = case.reference(copy.deepcopy(layer).double(), x.double(), running)
         try:
             y = case.call(layer, given)
