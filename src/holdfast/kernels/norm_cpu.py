@@ -80,6 +80,7 @@ RUN = 256  # elements of a plane whose float32 products go into a float64 sum: 1
 TURN = 8  # rows of columns whose float32 sum goes into a float64 one
 WIDE = 64  # elements, at least, of a row
 LARGEST = float(np.finfo(np.float64).max)
+TINY = 1e-25  # variance whose deviations have squares near the end of float32's range; matters where ε is less
 FIELDS = len(Job._fields)
 ORDER = FIELDS + 5
 
@@ -126,7 +127,7 @@ def _plane_products(kind, size, x_at, dy_at, n, shift, rate):  # type: ignore[no
     return total, product
 
 
-@njit(**OPTIONS)
+@njit(**{**OPTIONS, "fastmath": {"contract", "nsz"}})  # reassociated, q · rate would leave float32's range at 1e30
 def _plane_gradient(kind, x_at, dy_at, dx_at, n, shift, rate, p, q, r):  # type: ignore[no-untyped-def]
     x, dy, dx = elements(kind, x_at, n), elements(kind, dy_at, n), elements(kind, dx_at, n)
     for i in range(n):
@@ -202,7 +203,7 @@ def _column_squares(kind, size, x_at, n, shift):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _column_moments(kind, size, x_at, rows, width, mean, m2):  # type: ignore[no-untyped-def]
+def _column_moments(kind, size, x_at, rows, width, tiny, mean, m2):  # type: ignore[no-untyped-def]
     """The same for each of `width` columns; two passes, while the piece is in the cache."""
     wide = _wide(width)
     first = elements(kind, x_at, width)
@@ -210,7 +211,7 @@ def _column_moments(kind, size, x_at, rows, width, mean, m2):  # type: ignore[no
     for i in range(wide):
         shift[i] = get(first, i % width)
     _folded(_column_sums(kind, size, x_at, rows * width, shift), width, mean)
-    finite = True
+    good = True
     for c in range(width):
         mean[c] = np.float64(get(first, c)) + mean[c] / rows
     for i in range(wide):
@@ -219,8 +220,8 @@ def _column_moments(kind, size, x_at, rows, width, mean, m2):  # type: ignore[no
     for c in range(width):
         left = mean[c] - np.float64(shift[c])
         m2[c] = max(0.0, m2[c] - rows * (left * left))
-        finite &= m2[c] <= LARGEST
-    if not finite:  # squares beyond float32's range, or an infinity: once more in float64
+        good &= m2[c] <= LARGEST and (m2[c] >= TINY * rows or not tiny)
+    if not good:  # squares beyond float32's range, or an infinity: once more in float64
         for c in range(width):
             mean[c], m2[c] = _slow_moments(kind, size, x_at + size * c, rows, width)
 
@@ -309,7 +310,7 @@ def _piece(job, piece):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _sums(kind, job, p0, p1, c0, c1):  # type: ignore[no-untyped-def]
+def _sums(kind, job, eps, p0, p1, c0, c1):  # type: ignore[no-untyped-def]
     """Mean and m2 of every channel's part of the pieces."""
     size = _size(job)
     sums = carray(float64_at(job.sums), (2, job.pieces, job.channels))
@@ -326,7 +327,7 @@ def _sums(kind, job, p0, p1, c0, c1):  # type: ignore[no-untyped-def]
                 sums[1, piece, c : c + width] = m2 / width
                 x_at += size * job.positions * width
         else:
-            _column_moments(kind, size, x_at, n, job.channels, sums[0, piece], sums[1, piece])
+            _column_moments(kind, size, x_at, n, job.channels, eps < TINY, sums[0, piece], sums[1, piece])
         sample, start = _after(job, sample, start)
 
 
@@ -438,11 +439,11 @@ def _forward_part(kind, job, step, eps, k0, k1, g0, g1, p0, p1):  # type: ignore
     width = job.channels // job.groups
     c0, c1 = g0 * width, g1 * width
     if step == SUMS:
-        _sums(kind, job, p0, p1, c0, c1)
+        _sums(kind, job, eps, p0, p1, c0, c1)
         return
     for k in range(k0, k1):
         if step == FUSED:
-            _sums(kind, job, starts[k], starts[k + 1], c0, c1)
+            _sums(kind, job, eps, starts[k], starts[k + 1], c0, c1)
         if step in (FUSED, JOIN):
             _join(job, eps, k, g0, g1)
             _output_coefficients(job, eps, k, g0, g1)

@@ -30,7 +30,7 @@ def channel_moments_ref(
         (tensor([[2., 4.]]), tensor([[1., 4.]]))
     """
     cells = x.reshape(len(x), groups, -1)
-    sizes = [end - start for start, end in pairwise(bounds)]
+    sizes = [1] * len(x) if isinstance(bounds, range) else [end - start for start, end in pairwise(bounds)]
     if len(set(sizes)) == 1:
         blocks = cells.unflatten(0, (len(sizes), sizes[0]))  # type: ignore[no-untyped-call]
         return _moments(blocks, (1, 3), centre)
@@ -97,7 +97,7 @@ def channel_norm_from_ref(
         The shape and type of x.
     """
     shape = (-1, x.shape[1]) + (1,) * (x.ndim - 2)
-    sizes = [end - start for start, end in pairwise(bounds)]
+    sizes = () if isinstance(bounds, range) else [end - start for start, end in pairwise(bounds)]
 
     def spread(values: Tensor) -> Tensor:
         values = values.repeat_interleave(x.shape[1] // values.shape[1], 1)

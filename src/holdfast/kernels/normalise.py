@@ -116,7 +116,7 @@ class Channels:
     """Which cells of `(samples, channels, *positions)` share a statistic."""
 
     groups: int
-    bounds: tuple[int, ...]
+    bounds: tuple[int, ...] | range
     """The sample with which each run begins, and the number of samples."""
     centre: bool = True
 

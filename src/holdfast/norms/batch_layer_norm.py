@@ -149,7 +149,7 @@ class BatchLayerNorm(Batch, _BatchNorm):
 
     def _layer(self, x: Tensor) -> Tensor:
         kept: Kept | None = self._kept
-        hat, _ = self._over_channels(x, None, None, self.eps, Channels(1, tuple(range(len(x) + 1))))
+        hat, _ = self._over_channels(x, None, None, self.eps, Channels(1, range(len(x) + 1)))
         self._kept = kept  # what is told are the batch's statistics
         return hat
 

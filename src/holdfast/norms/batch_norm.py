@@ -156,11 +156,17 @@ class Batch(Normaliser, Tracked):
     def _by_torch(self, x: Tensor, count: float) -> Tensor:
         """By torch's operation, which moves the running statistics itself, and hands out the batch's."""
         mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
-        tracks = self.training and self.track_running_stats and mean is not None and not recomputing()
+        tracks = self.training and self.track_running_stats and mean is not None and variance is not None
         direct = tracks and self._pool is None
-        momentum = float(self._next_momentum()) if direct else 0.0
+        momentum = 0.0
         if not direct:
             mean = variance = None
+        elif recomputing():  # a checkpoint counts the tensors that are saved: as many as the first time
+            assert mean is not None
+            assert variance is not None
+            mean, variance = mean.clone(), variance.clone()
+        else:
+            momentum = float(self._next_momentum())
         weight, bias = self._parameters_for(x)
         y, mean, rate = torch.native_batch_norm(x, weight, bias, mean, variance, True, momentum, self.eps)
         kept = self._keeping()

@@ -117,12 +117,10 @@ class Norm(Normaliser, Tracked, nn.Module):
         """Keep one value a statistic as telemetry, and move the running ones."""
         if not self.spec.over:
             return
-        values = x.movedim(-1, 1) if self.spec.features_last else x
-        kept = [each.movedim(-1, 1) if self.spec.features_last else each for each in self.spec.statistics(x)]
+        mean, variance = (self.spec.distinct(each) for each in self.spec.statistics(x))
         if self.spec.state == "running":
-            mean, variance = (each[0].flatten(1)[:, 0] if x.ndim > 2 else each[0] for each in kept)
-            self._track(mean, variance, values.numel() / self.num_channels)
-        self._note(self._keeping(), kept[0] if self.spec.centre else None, kept[1])
+            self._track(mean.flatten(), variance.flatten(), x.numel() / self.num_channels)
+        self._note(self._keeping(), mean if self.spec.centre else None, variance)
 
     def extra_repr(self) -> str:
         """The formula."""

@@ -130,7 +130,7 @@ class GroupNorm(Normaliser, nn.GroupNorm):
         floor = _LARGE if x.is_contiguous() else _COLUMNS
         if plain and weight is not None and bias is not None and not takes(x, floor):
             return self._by_torch(x, weight, bias)
-        over = Channels(self.num_groups, tuple(range(len(x) + 1)))
+        over = Channels(self.num_groups, range(len(x) + 1))
         if mask is None:
             return self._over_channels(x, weight, bias, self.eps, over)[0]
         y, mean, variance, _ = masked_norm(x, mask, weight, bias, self.eps, over)

@@ -119,7 +119,7 @@ class Instance(Normaliser, Tracked):
             raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.size()}")
         if running:
             return self._evaluate(x, mask)
-        over = Channels(x.shape[1], tuple(range(len(x) + 1)))
+        over = Channels(x.shape[1], range(len(x) + 1))
         if mask is not None:
             y, mean, variance, count = masked_norm(x, mask, self.weight, self.bias, self.eps, over)
             self._note(self._keeping(), mean, variance)

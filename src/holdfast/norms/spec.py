@@ -174,9 +174,28 @@ class NormSpec:
             x = x.movedim(-1, 1)
         view = self._view(x)
         axes = self._reduced(x.ndim - 2)
-        mean = view.mean(axes, keepdim=True) if self.centre else view.new_zeros(())
-        square = (view - mean).square().mean(axes, keepdim=True) if self.over else view.new_zeros(())
+        mean = _mean(view, axes) if self.centre else view.new_zeros(())
+        square = _mean((view - mean).square(), axes) if self.over else view.new_zeros(())
         return tuple(self._back(each.expand_as(view), x) for each in (mean, square))  # type: ignore[return-value]
+
+    def distinct(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*statistics"]:
+        """One value a statistic, from one for every cell.
+
+        Args:
+            values: as `statistics` gives them.
+
+        Returns:
+            `(chunks, samples, groups, channels, *positions)` without the axes that share a statistic.
+
+        Example:
+            >>> spec = NormSpec("instance", over=("positions",))
+            >>> spec.distinct(spec.statistics(torch.randn(2, 3, 7))[0]).shape
+            torch.Size([1, 2, 1, 3])
+        """
+        values = values.movedim(-1, 1) if self.features_last else values
+        shared = self._reduced(values.ndim - 2) if self.over else ()
+        view = self._view(values)
+        return view[tuple(0 if axis in shared else slice(None) for axis in range(view.ndim))]
 
     def _view(self, x: Tensor) -> Tensor:
         """`(chunks, samples, groups, channels, *positions)`; chunks that are not alike are refused."""
@@ -187,7 +206,7 @@ class NormSpec:
 
     def _reduced(self, dims: int) -> tuple[int, ...]:
         places = {"samples": (1,), "channels": (3,), "positions": tuple(range(4, 4 + dims))}
-        return tuple(itertools.chain.from_iterable(places[axis] for axis in self.over)) or (1,)
+        return tuple(itertools.chain.from_iterable(places[axis] for axis in self.over))
 
     def _back(self, values: Tensor, x: Tensor) -> Tensor:
         values = values.reshape(x.shape)
@@ -275,3 +294,8 @@ class NormSpec:
         if self.features_last or parameter.dim() != 1 or parameter.numel() == 1:
             return parameter
         return parameter.view((1, -1) + (1,) * (x.ndim - 2))
+
+
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Over no axes each value is its own mean; torch's would be over all of them."""
+    return x.mean(axes, keepdim=True) if axes else x
