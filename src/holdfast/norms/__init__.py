@@ -1,6 +1,10 @@
 """Normalisers: `torch.nn`'s constructors and keys, with the statistics they compute handed out as telemetry."""
 
 # what a normaliser computes, and how to get one
+# torch's normalisers of a model made ours, and back
+from holdfast.norms.adopt import adopt as adopt
+from holdfast.norms.adopt import release as release
+
 # by a mix of both
 from holdfast.norms.batch_layer_norm import BatchLayerNorm as BatchLayerNorm
 
@@ -12,6 +16,10 @@ from holdfast.norms.batch_renorm import BatchRenorm as BatchRenorm
 
 # without statistics
 from holdfast.norms.dynamic_tanh import DynamicTanh as DynamicTanh
+
+# with an activation of its own
+from holdfast.norms.filter_response_norm import TLU as TLU
+from holdfast.norms.filter_response_norm import FilterResponseNorm as FilterResponseNorm
 
 # any other combination of axes, centre and scale
 from holdfast.norms.general import Norm as Norm
@@ -39,3 +47,7 @@ from holdfast.norms.scale_norm import ScaleNorm as ScaleNorm
 from holdfast.norms.spec import NormSpec as NormSpec
 from holdfast.norms.switchable_norm import SwitchableNorm as SwitchableNorm
 from holdfast.norms.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
+
+# by a reference batch and the sample
+from holdfast.norms.virtual_batch_norm import VirtualBatchNorm as VirtualBatchNorm
+from holdfast.norms.virtual_batch_norm import reference_pass as reference_pass

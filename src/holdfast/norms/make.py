@@ -12,6 +12,7 @@ from holdfast.norms.batch_layer_norm import BatchLayerNorm
 from holdfast.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from holdfast.norms.batch_renorm import BatchRenorm
 from holdfast.norms.dynamic_tanh import DynamicTanh
+from holdfast.norms.filter_response_norm import FilterResponseNorm
 from holdfast.norms.general import Norm
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.norms.group_norm import GroupNorm
@@ -24,6 +25,7 @@ from holdfast.norms.scale_norm import ScaleNorm
 from holdfast.norms.spec import NormSpec
 from holdfast.norms.switchable_norm import SwitchableNorm
 from holdfast.norms.sync_batch_norm import SyncBatchNorm
+from holdfast.norms.virtual_batch_norm import VirtualBatchNorm
 
 _BATCH = (BatchNorm1d, BatchNorm1d, BatchNorm2d, BatchNorm3d)
 _INSTANCE = (None, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
@@ -75,10 +77,12 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "group": lambda channels, dims, groups=32, **settings: GroupNorm(groups, channels, **settings),
     "layer": _layer,
     "rms": _rms,
+    "filter-response": lambda channels, dims, **settings: FilterResponseNorm(channels, **settings),
     "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
     "dynamic-tanh": lambda channels, dims, **settings: DynamicTanh(channels, **{"channels_last": dims == 0} | settings),
     "recurrent-batch": _recurrent,
     "qk": _qk,
+    "virtual-batch": lambda channels, dims, **settings: VirtualBatchNorm(channels, **settings),
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
 
