@@ -5,6 +5,10 @@
 from holdfast.norms.adopt import adopt as adopt
 from holdfast.norms.adopt import release as release
 
+# torch's normalisers of a model made ours, and back
+from holdfast.norms.adopt import adopt as adopt
+from holdfast.norms.adopt import release as release
+
 # by a mix of both
 from holdfast.norms.batch_layer_norm import BatchLayerNorm as BatchLayerNorm
 
