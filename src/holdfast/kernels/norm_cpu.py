@@ -272,7 +272,7 @@ def _column_products(kind, size, x_at, dy_at, n, shift, rate):  # type: ignore[n
     return total, product
 
 
-@njit(**OPTIONS)
+@njit(**{**OPTIONS, "fastmath": {"contract", "nsz"}})
 def _column_gradient(kind, size, x_at, dy_at, dx_at, n, shift, rate, p, q, r):  # type: ignore[no-untyped-def]
     wide = len(shift)
     for start in range(0, n, wide):
