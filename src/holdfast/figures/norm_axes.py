@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from holdfast.core.errors import InputError
 from holdfast.figures.canvas import blank, finish
 from holdfast.figures.theme import FAINT, SERIES, Theme
-from holdfast.figures.wording import safe
+from holdfast.figures.wording import safe, shortened
 
 Face = Literal["front", "top", "left"]
 
@@ -161,7 +161,7 @@ def _label(figure: go.Figure, name: str, cells: NDArray[np.bool_], at: tuple[flo
     )
     back = _BACK[0] * samples, _BACK[1] * samples
     for text, x, y, place in (
-        (f"<b>{safe(name)}</b>", at[0] + (channels + back[0]) / 2, at[1] + back[1] + 0.9, {}),
+        (f"<b>{safe(shortened(name, 22))}</b>", at[0] + (channels + back[0]) / 2, at[1] + back[1] + 0.9, {}),
         ("channels", at[0] + channels / 2, at[1] - positions - 0.6, {}),
         ("positions", at[0] + channels + 0.6, at[1] - positions / 2, {"textangle": 90}),
         ("samples", at[0] + back[0] / 2 - 0.55, at[1] + back[1] / 2 - positions - 0.45, {"textangle": 48}),
