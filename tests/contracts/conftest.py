@@ -19,6 +19,7 @@ CHANNELS = 6
 POSITIONS = {0: (), 1: (7,), 2: (5, 3), 3: (2, 3, 5)}
 WIDE = {0: (), 1: (641,), 2: (31, 23), 3: (11, 7, 9)}  # with 13 samples above 32768 elements
 BATCH = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+REFERENCE = torch.randn(7, CHANNELS, 3, generator=torch.Generator().manual_seed(1)) * 1.3 - 0.2
 INSTANCE = (None, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -62,6 +63,25 @@ def stepped(layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None =
     return reference(layer, x, running)
 
 
+def referred(layer: nn.Module, x: Tensor) -> Tensor:
+    """After a reference of its own, whatever x is."""
+    if x.numel() and not x.is_meta and not layer.reference_count:
+        with torch.no_grad():
+            layer.refer(REFERENCE.to(layer.reference_mean))
+    return layer(x)
+
+
+def among(layer: nn.Module, x: Tensor, running: object = None) -> Tensor:
+    """Each sample by the statistics of the reference's cells and its own, laid side by side."""
+    given = {name: each.to(x.dtype).view(-1, *[1] * (x.dim() - 2)) for name, each in layer.named_parameters()}
+    cells = REFERENCE.to(x).transpose(0, 1).flatten(1).expand(len(x), CHANNELS, -1)
+    cells = torch.cat([cells, x.reshape(len(x), CHANNELS, -1)], 2)
+    shape = (len(x), CHANNELS, *[1] * (x.dim() - 2))
+    rate = (cells.var(2, correction=0) + layer.eps).rsqrt()
+    y = (x - cells.mean(2).view(shape)) * rate.view(shape)
+    return y * given["weight"] + given["bias"] if given else y
+
+
 def halved(layer: nn.Module, x: Tensor) -> Tensor:
     """Some samples as queries and the others as keys, which without γ are normalised alike."""
     return torch.cat(layer(x[: len(x) // 2], x[len(x) // 2 :]))
@@ -95,6 +115,8 @@ class Tailored:
     """Whether a statistic is shared by samples, so that one sample's output depends on the others."""
     invariant: str | None = None
     """To what it is blind: of "matrix", "vector", "shift" and "sample"; see test_norm_invariances."""
+    statistics_kept: bool = True
+    """Whether it has statistics to tell as telemetry."""
     lone: type[Exception] | None = None
     """What it raises in training where there is one value a channel, as torch's."""
 
@@ -107,7 +129,9 @@ _STANDARD = {"twin": _batch, "shared": True, "invariant": "matrix vector shift",
 
 TAILORED: dict[str, Tailored] = {
     "filter-response": Tailored(invariant="matrix vector sample"),
-    "dynamic-tanh": Tailored(invariant=""),
+    "evo-b0": Tailored(shared=True, invariant="matrix vector"),
+    "evo-s0": Tailored(settings={"groups": 2}, invariant=""),
+    "dynamic-tanh": Tailored(statistics_kept=False, invariant=""),
     "batch": Tailored(**_STANDARD),
     "sync": Tailored(**_STANDARD),
     "ghost": Tailored(**_STANDARD),
@@ -145,6 +169,7 @@ TAILORED: dict[str, Tailored] = {
         shared=True,
         invariant="matrix vector shift",
     ),
+    "virtual-batch": Tailored(call=referred, reference=among, summed=True, invariant=""),
     "qk": Tailored(
         dims=(2,), settings={"affine": False}, call=moved(halved), reference=moved(reference), invariant="matrix sample"
     ),

@@ -158,7 +158,8 @@ class VirtualBatchNorm(Normaliser, nn.Module):
         cells = x[0, 0].numel()
         w = cells / (self.reference_count.to(wide.dtype) + cells)
         axes = tuple(range(2, x.ndim))
-        own, level = torch.var_mean(wide, axes, correction=0, keepdim=True) if axes else (torch.zeros_like(wide), wide)
+        level = wide.mean(axes, keepdim=True) if axes else wide
+        own = (wide - level).square().mean(axes, keepdim=True) if axes else torch.zeros_like(wide)
         # Pooled, not E[x²] − μ²: nothing is lost far from zero.
         away = level - mean
         mean, variance = mean + w * away, (1 - w) * variance + w * own + w * (1 - w) * away.square()
