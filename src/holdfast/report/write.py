@@ -28,15 +28,18 @@ from holdfast.figures.drift_by_depth import drift_by_depth
 from holdfast.figures.drift_heatmap import drift_heatmap
 from holdfast.figures.gain_by_depth import gain_by_depth
 from holdfast.figures.loss import loss
+from holdfast.figures.norm_axes import norm_axes
 from holdfast.figures.proof_curves import proof_curves
 from holdfast.figures.ridgeline import ridgeline
 from holdfast.figures.theme import THEMES, template
 from holdfast.figures.wording import number, verdict
 from holdfast.live.leaves import saturation_threshold
+from holdfast.norms.sketch import sketch
 from holdfast.report.arms import arm_rows
 from holdfast.report.believable import Believable
 from holdfast.report.facts import run_facts
 from holdfast.report.layers import LayerRow, layer_rows
+from holdfast.report.normalisers import normaliser_rows
 
 _HERE = Path(__file__).parent
 
@@ -149,6 +152,7 @@ def render(history: History, diagnosis: Diagnosis, evidence: Cure | Proof | None
         models=[_model(stream, layer_rows(history, stream)) for stream in streams],
         cure=cure,
         trials=[(proof, arm_rows(proof), _drawing(proof_curves(proof), _PROOF_CAPTION, "")) for proof in proofs],
+        normalisers=[each for stream in streams if (each := _normalisers(history, stream)) is not None],
         figures=[drawing for stream in streams for drawing in _drawings(history, diagnosis, stream, len(streams) > 1)],
         facts=run_facts(history),
         events=events[:MOST_EVENTS],
@@ -176,6 +180,18 @@ def _model(stream: str, rows: Sequence[LayerRow]) -> dict[str, Any]:
             n = sizes.pop() if len(sizes) == 1 else None
             columns.append(Column(field, head, str(readings[0].unit), n, lags.pop() if len(lags) == 1 else None))
     return {"stream": stream, "rows": rows, "columns": columns}
+
+
+def _normalisers(history: History, stream: str) -> dict[str, Any] | None:
+    """The kinds of normaliser of one model, with the picture of their axes; `None` where there is none."""
+    structure = history.structure(stream)
+    rows = normaliser_rows(structure) if structure is not None else []
+    if not rows:
+        return None
+    pictures = {row.name: sketch(row.spec) for row in rows}
+    figure = norm_axes(list(pictures.items()))
+    caption = "Blue cells share their mean and scale with the first one. Groups and chunks are drawn as two."
+    return {"stream": stream, "rows": rows, "drawing": _drawing(figure, caption, "")}
 
 
 def _drawings(history: History, diagnosis: Diagnosis, stream: str, several: bool) -> Iterator[Drawing]:
