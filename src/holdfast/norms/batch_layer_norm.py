@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -162,14 +161,25 @@ class BatchLayerNorm(Batch, _BatchNorm):
             return (x - self.running_mean.to(x.dtype).view(shape)) * rate.view(shape)
         over = self._over(x)
         hat, kept = self._over_channels(x, None, None, self.eps, over)
-        mean, variance = kept.moments()
-        self._moved(mean, variance, x.numel() / x.shape[1], over)
         if self.gate_logit is None and not recomputing():
-            seen = float(self.num_batches_tracked or 1)
-            first = seen <= 1 or math.isnan(float(self.running_share))
-            momentum = 1.0 if first else (1.0 / seen if self.momentum is None else self.momentum)
-            self.running_share.lerp_(self.running_share.new_tensor(self.share(len(x))), momentum)
+            total, batches = self._shares
+            self._shares = (total + self.share(len(x)), batches + 1)
+        self._moved(*kept.moments(), x.numel() / x.shape[1], over)
         return hat
+
+    _shares = (0.0, 0)
+    """Sum and number of the shares since the running statistics moved."""
+
+    def _move(self, mean: Tensor, unbiased: Tensor) -> None:
+        super()._move(mean, unbiased)
+        if self.gate_logit is not None:
+            return
+        assert self.num_batches_tracked is not None
+        seen = self.num_batches_tracked.to(self.running_share)
+        momentum = seen.reciprocal() if self.momentum is None else torch.where(seen <= 1, 1.0, self.momentum)
+        total, batches = self._shares
+        self.running_share.lerp_(self.running_share.new_tensor(total / max(batches, 1)), momentum)
+        self._shares = (0.0, 0)
 
     def extra_repr(self) -> str:
         """BatchNorm's settings and the gate."""

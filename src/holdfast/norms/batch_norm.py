@@ -135,9 +135,10 @@ class Batch(Normaliser, Tracked):
         if mask is None:
             y, kept = self._over_channels(x, weight, bias, self.eps, over)
         else:
-            y, mean, variance, count = masked_norm(x, mask, weight, bias, self.eps, over)
+            y, mean, variance, counts = masked_norm(x, mask, weight, bias, self.eps, over)
             kept = self._keeping()
             self._note(kept, mean, variance)
+            count = float(counts.sum())
         if self.training and self.track_running_stats:
             self._moved(*kept.moments(), count, over)
         return y

@@ -124,8 +124,9 @@ class BatchRenorm(Batch, _BatchNorm):
             hat, kept = self._over_channels(x, None, None, self.eps, over)
             mean, variance = kept.moments()
         else:
-            hat, mean, variance, count = masked_norm(x, mask, None, None, self.eps, over)
+            hat, mean, variance, counts = masked_norm(x, mask, None, None, self.eps, over)
             self._note(self._keeping(), mean, variance)
+            count = float(counts.sum())
         r, d = self._corrections(mean[0], variance[0])
         self._moved(mean, variance, count, over)
         y = self._corrected(hat, r, d)

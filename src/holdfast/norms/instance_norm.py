@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError
 from holdfast.kernels.normalise import Channels
 from holdfast.norms.masked import Mask, masked_norm
-from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type
+from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type, recomputing
 from holdfast.norms.running import Tracked, check_momentum
 from holdfast.norms.spec import NormSpec, State, affine_of
 
@@ -121,17 +121,30 @@ class Instance(Normaliser, Tracked):
             return self._evaluate(x, mask)
         over = Channels(x.shape[1], range(len(x) + 1))
         if mask is not None:
-            y, mean, variance, count = masked_norm(x, mask, self.weight, self.bias, self.eps, over)
+            y, mean, variance, counts = masked_norm(x, mask, self.weight, self.bias, self.eps, over)
             self._note(self._keeping(), mean, variance)
         else:
             y, kept = self._over_channels(x, self.weight, self.bias, self.eps, over)
             if not (self.training and self.track_running_stats):
                 return y
             mean, variance = kept.moments()
-            count = float(x[0, 0].numel())
+            counts = mean.new_tensor(x[0, 0].numel())
         if self.training and self.track_running_stats:
-            self._track(mean.mean(0), variance.mean(0), count)
+            self._track_samples(mean, variance * (counts / (counts - 1)))
         return y
+
+    _pools_between = False
+
+    def _track_samples(self, mean: Tensor, unbiased: Tensor) -> None:
+        """Take the averages over samples of their means and of their variances into the running ones."""
+        if recomputing():
+            return
+        samples = float(len(mean))
+        mean, unbiased = mean.detach().mean(0), unbiased.detach().mean(0)
+        if self._pool is None:
+            self._move(mean, unbiased)
+        else:
+            self._pool.add(mean, unbiased * samples, samples)
 
     def _next_momentum(self) -> float | Tensor:
         # torch's InstanceNorm counts no batches, and does not move where momentum is None

@@ -22,7 +22,7 @@ def masked_norm(
     bias: Tensor | None,
     eps: float,
     over: Channels,
-) -> tuple[Shaped[Tensor, "batch channels *positions"], Tensor, Tensor, float]:
+) -> tuple[Shaped[Tensor, "batch channels *positions"], Tensor, Tensor, Tensor]:
     """Normalise by the statistics of the cells that count; the others become 0 and get no gradient.
 
     Args:
@@ -34,7 +34,7 @@ def masked_norm(
         over: which cells share a statistic: one run of samples, or each sample alone.
 
     Returns:
-        The output; mean and biased variance, `(statistics, groups)`; the values of the first statistic.
+        The output; mean and biased variance, `(statistics, groups)`; the values of each statistic, `(statistics, 1)`.
 
     Raises:
         InputError: a mask of another shape or type, or a statistic of which no cell, or a single one, counts.
@@ -45,6 +45,8 @@ def masked_norm(
             f"{mask.dtype} of shape {tuple(mask.shape)}",
             "True where x counts: mask = torch.arange(length) < lengths[:, None]",
         )
+    if len(x) % (len(over.bounds) - 1):
+        raise InputError("chunks of one length, where there is a mask", f"{len(x)} samples", "drop the last samples")
     wide = (x.float() if x.dtype in HALVES else x).masked_fill(~mask.unsqueeze(1), 0.0)
     statistics = len(over.bounds) - 1
     counts = mask.to(wide.dtype).reshape(statistics, -1).sum(1, keepdim=True) * (x.shape[1] // over.groups)
@@ -62,4 +64,4 @@ def masked_norm(
     spread = mean.repeat_interleave(x.shape[1] // over.groups, 1).view(shape)
     variance = joined((wide - spread).masked_fill(~mask.unsqueeze(1), 0.0).square())
     y = channel_norm_from_ref(wide, mean, variance, in_type(weight, wide), in_type(bias, wide), eps, over.bounds)
-    return y.masked_fill(~mask.unsqueeze(1), 0.0).to(x.dtype), mean, variance, float(counts[0])
+    return y.masked_fill(~mask.unsqueeze(1), 0.0).to(x.dtype), mean, variance, counts

@@ -14,9 +14,14 @@ from holdfast.norms.normaliser import recomputing
 
 
 class Pool:
-    """Statistics of the micro-batches of one optimiser step: their count, mean and squared distances from it."""
+    """Statistics of the micro-batches of one optimiser step: their count, mean and squared distances from it.
 
-    def __init__(self) -> None:
+    Args:
+        between: whether the distances are those from the common mean, and not from each batch's own.
+    """
+
+    def __init__(self, between: bool = True) -> None:
+        self.between = between
         self.count = 0.0
         self.mean: Tensor | None = None
         self.m2: Tensor | None = None
@@ -29,7 +34,7 @@ class Pool:
             return
         total = self.count + count
         delta = mean - self.mean
-        self.m2 = self.m2 + m2 + delta.square() * (self.count * count / total)
+        self.m2 = self.m2 + m2 + delta.square() * (self.count * count / total if self.between else 0.0)
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
@@ -43,6 +48,7 @@ class Tracked:
     momentum: float | None
     _buffers: dict[str, Tensor | None]
     _pool: Pool | None = None
+    _pools_between = True
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
         """Take a batch's mean and biased variance, of `count` values a channel, into the running ones."""
@@ -77,8 +83,8 @@ class Tracked:
         pool = self._pool
         if pool is None or pool.mean is None or pool.m2 is None:
             return
-        self._move(pool.mean, pool.m2 / max(pool.count - 1, 1))
-        self._pool = Pool()
+        self._move(pool.mean, pool.m2 / max(pool.count - 1 if pool.between else pool.count, 1))
+        self._pool = Pool(pool.between)
 
 
 def check_momentum(momentum: float | None, eps: float) -> None:
@@ -115,7 +121,7 @@ class Accumulation:
     def __init__(self, layers: Sequence[Tracked], optimizer: Optimizer) -> None:
         self._layers = list(layers)
         for layer in layers:
-            layer._pool = Pool()
+            layer._pool = Pool(layer._pools_between)
         self._handle = optimizer.register_step_post_hook(self._stepped)
 
     def _stepped(self, *_: Any) -> None:
