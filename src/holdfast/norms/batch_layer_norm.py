@@ -91,6 +91,15 @@ class BatchLayerNorm(Batch, _BatchNorm):
         self.gate_logit = Parameter(torch.zeros((), device=device, dtype=dtype)) if learned else None
         self.register_buffer("running_share", torch.ones((), device=device) if not learned else None)
 
+    def reset_parameters(self) -> None:
+        """γ of ones, β of zeros, both halves equal where the share is learnt, and no batch seen."""
+        super().reset_parameters()  # type: ignore[misc]
+        if self._parameters.get("gate_logit") is not None:  # the constructor of torch's class calls before there is one
+            torch.nn.init.zeros_(self._parameters["gate_logit"])
+        share = self._buffers.get("running_share")
+        if share is not None:
+            share.fill_(1.0)
+
     @property
     def spec(self) -> NormSpec:
         """What is computed."""

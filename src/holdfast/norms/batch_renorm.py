@@ -138,21 +138,21 @@ class BatchRenorm(Batch, _BatchNorm):
         Returns:
             1 and 0 at first, then growing in a straight line to their ends.
         """
+        r_max, d_max = self._clips()
+        return float(r_max), float(d_max)
+
+    def _clips(self) -> tuple[Tensor, Tensor]:
         assert self.num_batches_tracked is not None
-        seen = float(self.num_batches_tracked)
         begin, *ends = self.warm_up
-        r, d = (min(1.0, max(0.0, (seen - begin) / max(1, end - begin))) if seen >= begin else 0.0 for end in ends)
-        if seen >= ends[0]:
-            r = 1.0
-        if seen >= ends[1]:
-            d = 1.0
-        return 1.0 + r * (self.r_max - 1.0), d * self.d_max
+        seen = self.num_batches_tracked.double()
+        opened = [torch.where(seen >= end, 1.0, ((seen - begin) / max(1, end - begin)).clamp(0.0, 1.0)) for end in ends]
+        return 1.0 + opened[0] * (self.r_max - 1.0), opened[1] * self.d_max
 
     @torch.no_grad()
     def _corrections(self, mean: Tensor, variance: Tensor) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         assert self.running_mean is not None
         assert self.running_var is not None
-        r_max, d_max = self.clips()
+        r_max, d_max = (each.to(mean.dtype) for each in self._clips())
         sd = (self.running_var.to(mean.dtype) + self.eps).sqrt()
         r = ((variance + self.eps).sqrt() / sd).clamp(1.0 / r_max, r_max)
         d = ((mean - self.running_mean) / sd).clamp(-d_max, d_max)

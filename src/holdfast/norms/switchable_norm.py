@@ -73,6 +73,13 @@ class SwitchableNorm(Batch, _BatchNorm):
         self.mean_weight = Parameter(torch.zeros(3, device=device, dtype=dtype))
         self.variance_weight = Parameter(torch.zeros(3, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """γ of ones, β of zeros, equal shares, and no batch seen."""
+        super().reset_parameters()  # type: ignore[misc]
+        for name in ("mean_weight", "variance_weight"):
+            if name in self._parameters:  # the constructor of torch's class calls before there are any
+                torch.nn.init.zeros_(self._parameters[name])
+
     @property
     def spec(self) -> NormSpec:
         """What is computed."""
