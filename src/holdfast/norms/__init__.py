@@ -5,10 +5,6 @@
 from holdfast.norms.adopt import adopt as adopt
 from holdfast.norms.adopt import release as release
 
-# torch's normalisers of a model made ours, and back
-from holdfast.norms.adopt import adopt as adopt
-from holdfast.norms.adopt import release as release
-
 # by a mix of both
 from holdfast.norms.batch_layer_norm import BatchLayerNorm as BatchLayerNorm
 
@@ -18,10 +14,16 @@ from holdfast.norms.batch_norm import BatchNorm2d as BatchNorm2d
 from holdfast.norms.batch_norm import BatchNorm3d as BatchNorm3d
 from holdfast.norms.batch_renorm import BatchRenorm as BatchRenorm
 
+# by the statistics of a domain
+from holdfast.norms.domain_batch_norm import DomainBatchNorm as DomainBatchNorm
+from holdfast.norms.domain_batch_norm import in_domain as in_domain
+
 # without statistics
 from holdfast.norms.dynamic_tanh import DynamicTanh as DynamicTanh
 
 # with an activation of its own
+from holdfast.norms.evo_norm import EvoNormB0 as EvoNormB0
+from holdfast.norms.evo_norm import EvoNormS0 as EvoNormS0
 from holdfast.norms.filter_response_norm import TLU as TLU
 from holdfast.norms.filter_response_norm import FilterResponseNorm as FilterResponseNorm
 

@@ -11,7 +11,9 @@ from holdfast.core.errors import InputError
 from holdfast.norms.batch_layer_norm import BatchLayerNorm
 from holdfast.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from holdfast.norms.batch_renorm import BatchRenorm
+from holdfast.norms.domain_batch_norm import DomainBatchNorm
 from holdfast.norms.dynamic_tanh import DynamicTanh
+from holdfast.norms.evo_norm import EvoNormB0, EvoNormS0
 from holdfast.norms.filter_response_norm import FilterResponseNorm
 from holdfast.norms.general import Norm
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
@@ -78,10 +80,13 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "layer": _layer,
     "rms": _rms,
     "filter-response": lambda channels, dims, **settings: FilterResponseNorm(channels, **settings),
+    "evo-b0": lambda channels, dims, **settings: EvoNormB0(channels, **settings),
+    "evo-s0": lambda channels, dims, groups=32, **settings: EvoNormS0(channels, groups, **settings),
     "scale": lambda channels, dims, **settings: ScaleNorm(channels, **{"channels_last": dims == 0} | settings),
     "dynamic-tanh": lambda channels, dims, **settings: DynamicTanh(channels, **{"channels_last": dims == 0} | settings),
     "recurrent-batch": _recurrent,
     "qk": _qk,
+    "domain-batch": lambda channels, dims, **settings: DomainBatchNorm(channels, **settings),
     "virtual-batch": lambda channels, dims, **settings: VirtualBatchNorm(channels, **settings),
 }
 """Each takes the channels, the number of position axes and the layer's own settings."""
