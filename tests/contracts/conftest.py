@@ -169,6 +169,12 @@ TAILORED: dict[str, Tailored] = {
         shared=True,
         invariant="matrix vector shift",
     ),
+    "domain-batch": Tailored(
+        call=lambda layer, x: layer(x, 1),
+        seen=lambda buffer, x: buffer[1],
+        shared=True,
+        invariant="matrix vector shift",
+    ),
     "virtual-batch": Tailored(call=referred, reference=among, summed=True, invariant=""),
     "qk": Tailored(
         dims=(2,), settings={"affine": False}, call=moved(halved), reference=moved(reference), invariant="matrix sample"

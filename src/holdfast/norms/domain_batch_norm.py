@@ -150,7 +150,7 @@ class DomainBatchNorm(Normaliser, TrackedRows, nn.Module):
             raise _lone(x)
         weight, bias = (each if each is None or each.dim() == 1 else each[label] for each in (self.weight, self.bias))
         y, kept = self._over_channels(x, weight, bias, self.eps, Channels(x.shape[1], (0, len(x))))
-        if self.training:
+        if self.training and self.track_running_stats:
             mean, variance = kept.moments()
             self._track_rows(slice(label, label + 1), mean, variance, mean.new_full((1,), count))
         return y

@@ -141,8 +141,8 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         weight, bias = (each if each is None else each.repeat(steps) for each in (self.weight, self.bias))
         over = Channels(steps * features, (0, batch))
         y, kept = self._over_channels(x.reshape(batch, -1), weight, bias, self.eps, over)
-        mean, variance = (each.reshape(steps, features) for each in kept.moments())
-        if self.training:
+        if self.training and self.track_running_stats:
+            mean, variance = (each.reshape(steps, features) for each in kept.moments())
             self._take(first, mean, variance, mean.new_full((steps,), batch))
         return y.reshape(x.shape)
 
