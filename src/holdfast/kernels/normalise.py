@@ -24,6 +24,7 @@ _COLUMN_PIECE = 8_192  # read twice: within a first-level cache
 _ALONE = 32_768  # elements below which one thread is faster than two
 _BLOCKS = 64  # of rows: enough to share between cores, few enough for their sums to stay small
 _ROWS = 16  # of a block, at least
+_SPARE = 64  # rooms of a shape that are kept for the next step: one for each layer of a deep network
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -40,7 +41,7 @@ class Kept:
         self.sums: tuple[Tensor | None, Tensor | None] | None = None
         """The same of Σ dy and Σ dy · x̂."""
         self.plan: _Plan | None = None
-        self.room: NDArray[np.int64] | None = None
+        self.room: _Room | None = None
         self.totals: NDArray[np.float64] | None = None
 
     def take(self, y: Tensor, mean: Tensor, rate: Tensor, eps: float, gradients: bool) -> None:
@@ -193,8 +194,9 @@ class _ChannelNorm(torch.autograd.Function):
         room = plan.room()
         y = torch.empty_like(x)
         gain, level = _wide(weight), _wide(bias)
-        room[plan.x], room[plan.y] = x.data_ptr(), y.data_ptr()
-        room[plan.weight], room[plan.bias] = _address(gain), _address(level)
+        words = room.words
+        words[plan.x], words[plan.y] = x.data_ptr(), y.data_ptr()
+        words[plan.weight], words[plan.bias] = _address(gain), _address(level)
         _run_channels(0, plan, room)
         kept.plan, kept.room, kept.totals = plan, room, None
         ctx.save_for_backward(x, weight, bias)
@@ -213,16 +215,17 @@ class _ChannelNorm(torch.autograd.Function):
 
             return *_again(plain, (x, weight, bias), dy), None, None, None
         dx, dy, gain = torch.empty_like(x), _like(dy, x), _wide(weight)
-        room[plan.x], room[plan.y], room[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
-        room[plan.weight] = _address(gain)
+        words = room.words
+        words[plan.x], words[plan.y], words[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
+        words[plan.weight] = _address(gain)
         _run_channels(1, plan, room)
         totals = plan.view(room, "totals")
         if ctx.kept.room is room:
-            ctx.kept.totals = totals
+            ctx.kept.totals = totals  # a view, as long as the room is kept
         return dx, *_parameter_gradients(totals.sum(1), weight, bias), None, None, None
 
 
-def _run_channels(which: int, plan: _Plan, room: NDArray[np.int64]) -> None:
+def _run_channels(which: int, plan: _Plan, room: _Room) -> None:
     from holdfast.kernels.norm_cpu import FUSED, GROUPS, JOIN, MAP, PIECES, STATISTICS, SUMS
 
     function = _compiled("channels", plan.kind)[which]
@@ -249,8 +252,9 @@ class _RowNorm(torch.autograd.Function):
         room = plan.room()
         y = torch.empty_like(x)
         gain, level = _wide(weight), _wide(bias)
-        room[plan.x], room[plan.y] = x.data_ptr(), y.data_ptr()
-        room[plan.weight], room[plan.bias] = _address(gain), _address(level)
+        words = room.words
+        words[plan.x], words[plan.y] = x.data_ptr(), y.data_ptr()
+        words[plan.weight], words[plan.bias] = _address(gain), _address(level)
         plan.call(_compiled("rows", plan.kind)[0], room, 0, 0, plan.pieces)
         kept.plan, kept.room, kept.totals = plan, room, None
         ctx.save_for_backward(x, weight, bias)
@@ -269,11 +273,12 @@ class _RowNorm(torch.autograd.Function):
 
             return *_again(plain, (x, weight, bias), dy), None, None, None
         dx, dy, gain = torch.empty_like(x), _like(dy, x), _wide(weight)
-        shares = np.zeros((2, plan.pieces, plan.groups))
-        room[plan.x], room[plan.y], room[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
-        room[plan.weight], room[plan.shares] = _address(gain), shares.ctypes.data
+        shares = plan.shares.room()
+        words = room.words
+        words[plan.x], words[plan.y], words[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
+        words[plan.weight], words[plan.share] = _address(gain), shares.address
         plan.call(_compiled("rows", plan.kind)[1], room, 0, 0, plan.pieces)
-        totals = shares.sum(1)
+        totals = plan.shares.view(shares, "shares").sum(1)
         if ctx.kept.room is room:
             ctx.kept.totals = totals
         return dx, *_parameter_gradients(totals, weight, bias), None, None, None
@@ -294,53 +299,76 @@ def _parameter_gradients(
 class _Plan:
     """The geometry of a shape, worked out once: what a call reads, and where its small arrays lie behind that.
 
-    A call's `room` is one array of 8-byte words: the order that the kernel reads, then its work space.
+    A call's `room` is one array of 8-byte words: the order that the kernel reads, then its work space. Rooms are used
+    again: fresh memory of this size costs as much in page faults as a small tensor's passes.
     """
 
-    def __init__(self, job: Any, order: Sequence[int], arrays: Mapping[str, tuple[int, ...]], elements: int) -> None:
-        self.fields = job._fields
+    def __init__(
+        self, job: Any, order: Sequence[int], arrays: Mapping[str, tuple[int, ...]], elements: int = 0
+    ) -> None:
+        self.fields = () if job is None else job._fields
         self.order = list(order)
-        for name in ("x", "y", "dy", "weight", "bias"):
-            setattr(self, name, self.fields.index(name))
-        self.kind, self.centre, self.elements = job.kind, bool(job.centre), elements
+        if job is not None:
+            self.x, self.y, self.dy, self.weight, self.bias = (
+                self.fields.index(name) for name in ("x", "y", "dy", "weight", "bias")
+            )
+            self.kind, self.centre = job.kind, bool(job.centre)
+        self.elements = elements
+        self.free: list[tuple[NDArray[np.int64], int]] = []
         self.words = len(self.order)
         self.places: list[tuple[int, int]] = []
         self.arrays: dict[str, tuple[int, tuple[int, ...]]] = {}
         for name, shape in arrays.items():
             self.arrays[name] = (self.words, shape)
-            self.places.append((self.fields.index(name), 8 * self.words))
+            if job is not None:
+                self.places.append((self.fields.index(name), 8 * self.words))
             self.words += math.prod(shape)
 
-    x: int
-    y: int
-    dy: int
-    weight: int
-    bias: int
-    shares: int
+    kind = 0
+    centre = True
+    share: int
+    shares: _Plan
     planes = False
     statistics = groups = pieces = 1
     samples: tuple[int, int, int, int] | None = None
     """How many, pieces of each, positions, positions of a piece: where sums are taken of each sample's channels."""
     starts: NDArray[np.int64]
 
-    def room(self) -> NDArray[np.int64]:
-        found = np.empty(self.words, np.int64)
-        found[: len(self.order)] = self.order
-        base = found.ctypes.data
+    def room(self) -> _Room:
+        """One that nobody uses, or a new one."""
+        try:
+            return _Room(self, *self.free.pop())
+        except IndexError:
+            words = np.empty(self.words, np.int64)
+        words[: len(self.order)] = self.order
+        base = words.ctypes.data
         for field, offset in self.places:
-            found[field] = base + offset
-        return found
+            words[field] = base + offset
+        return _Room(self, words, base)
 
-    def view(self, room: NDArray[np.int64], name: str) -> NDArray[np.float64]:
-        """One of the float64 arrays in a room."""
+    def view(self, room: _Room, name: str) -> NDArray[np.float64]:
+        """One of the float64 arrays in a room; good as long as the room is."""
         start, shape = self.arrays[name]
-        return room[start : start + math.prod(shape)].view(np.float64).reshape(shape)
+        return room.words[start : start + math.prod(shape)].view(np.float64).reshape(shape)
 
-    def call(self, function: int, room: NDArray[np.int64], step: int, source: int, parts: int) -> None:
+    def call(self, function: int, room: _Room, step: int, source: int, parts: int) -> None:
         """Run one step, in so many parts at most side by side."""
-        end = len(self.order)
-        room[end - 4], room[end - 3], room[end - 2], room[end - 1] = step, source, parts, 0
-        threads.run(function, room.ctypes.data, 1 if self.elements < _ALONE else parts)
+        end, words = len(self.order), room.words
+        words[end - 4], words[end - 3], words[end - 2], words[end - 1] = step, source, parts, 0
+        threads.run(function, room.address, 1 if self.elements < _ALONE else parts)
+
+
+class _Room:
+    """The memory of one call, which goes back to its plan when the last who needs it lets go."""
+
+    __slots__ = ("address", "plan", "words")
+
+    def __init__(self, plan: _Plan, words: NDArray[np.int64], address: int) -> None:
+        self.plan, self.words, self.address = plan, words, address
+
+    def __del__(self) -> None:
+        if len(self.plan.free) < _SPARE:
+            self.plan.free.append((self.words, self.address))
 
 
 @lru_cache(512)
@@ -386,7 +414,8 @@ def _row_plan(rows: int, width: int, kind: int, centre: bool, eps: float) -> _Pl
     block = max(_ROWS, -(-rows // _BLOCKS))
     job = RowJob(kind, rows, width, block, int(centre), *[0] * 7)
     plan = _Plan(job, order(job, eps), {"moments": (2, rows)}, rows * width)
-    plan.pieces, plan.groups, plan.shares = -(-rows // block), width, job._fields.index("shares")
+    plan.pieces, plan.share = -(-rows // block), job._fields.index("shares")
+    plan.shares = _Plan(None, (), {"shares": (2, plan.pieces, width)})
     return plan
 
 
@@ -411,7 +440,8 @@ def _laid_out(x: Tensor) -> tuple[Tensor, bool]:
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
     """The gradient, laid out as the input."""
-    return dy if dy.stride() == x.stride() and dy.dtype == x.dtype else torch.empty_like(x).copy_(dy)
+    fits = dy.stride() == x.stride() and dy.dtype == x.dtype and not dy.is_neg()
+    return dy if fits else torch.empty_like(x).copy_(dy)
 
 
 def _wide(parameter: Tensor | None) -> Tensor | None:

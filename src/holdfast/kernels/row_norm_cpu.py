@@ -52,7 +52,7 @@ class RowJob(NamedTuple):
     moments: int
     """float64 (2, rows): mean and biased variance, or 0 and the mean square."""
     shares: int
-    """float64 (2, blocks, width), zeros, of the backward pass: Σ dy and Σ dy · x̂."""
+    """float64 (2, blocks, width), of the backward pass: Σ dy and Σ dy · x̂."""
 
 
 FIELDS = len(RowJob._fields)
@@ -137,6 +137,8 @@ def _backward_rows(kind, job, eps, first, last, shares):  # type: ignore[no-unty
         np.zeros(job.width, np.float32),
         np.zeros(job.width, np.float32),
     )
+    for i in range(job.width):
+        shares[0, i] = shares[1, i] = 0.0
     if job.weight:
         gain[:] = carray(float32_at(job.weight), (job.width,))
     for row in range(first, last):
