@@ -284,6 +284,13 @@ def test_layout_and_the_specification():
     assert norm.spec.formula == "y = γ_c · (x − μ_c) / √(σ²_c + ε) + β_c"
 
 
+def test_reset_as_the_constructor_left_it():
+    norm, fresh = shaken(own_affine=True), DomainBatchNorm(4, 3, own_affine=True)
+    norm(batch(), LABELS)
+    norm.reset_parameters()
+    torch.testing.assert_close(dict(norm.state_dict()), dict(fresh.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_compiles_whole():
     # In a process of its own: the shape checks of the tests cannot be traced.

@@ -218,6 +218,13 @@ def test_the_specification_is_what_is_computed():
     assert make("qk", 4, dims=2, kind="l2").kind == "l2"
 
 
+@pytest.mark.parametrize(("kind", "heads"), KINDS)
+def test_reset_as_the_constructor_left_it(kind, heads):
+    norm, fresh = shaken(kind, heads), QKNorm(4, kind, heads, bias=kind == "layer")
+    norm.reset_parameters()
+    torch.testing.assert_close(dict(norm.state_dict()), dict(fresh.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "heads"), KINDS)
 def test_compiles_whole(kind, heads):

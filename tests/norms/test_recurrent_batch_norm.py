@@ -339,6 +339,13 @@ def test_the_specification_is_what_is_computed():
     assert make("recurrent-batch", 4, dims=1, max_steps=7).max_steps == 7
 
 
+def test_reset_as_the_constructor_left_it():
+    norm, fresh = shaken(), RecurrentBatchNorm(3, 5)
+    norm(torch.randn(6, 5, 3))
+    norm.reset_parameters()
+    torch.testing.assert_close(dict(norm.state_dict()), dict(fresh.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_compiles_whole():
     # In a process of its own: the shape checks of the tests cannot be traced.

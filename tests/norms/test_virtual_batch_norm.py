@@ -249,6 +249,13 @@ def test_layout_and_the_specification():
     assert norm.spec.formula == "y = γ_c · (x − μ_nc) / √(σ²_nc + ε) + β_c"
 
 
+def test_reset_as_the_constructor_left_it():
+    norm, fresh = shaken(), VirtualBatchNorm(3)
+    norm(torch.randn(6, 3))
+    norm.reset_parameters()
+    torch.testing.assert_close(dict(norm.state_dict()), dict(fresh.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_compiles_whole():
     # In a process of its own: the shape checks of the tests cannot be traced.

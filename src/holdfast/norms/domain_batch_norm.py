@@ -98,6 +98,13 @@ class DomainBatchNorm(Normaliser, TrackedRows, nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape, **kind)) if affine else None
         self._register_rows(domains, num_features, device, track_running_stats)
 
+    def reset_parameters(self) -> None:
+        """As the constructor left it."""
+        for each, start in ((self.weight, 1.0), (self.bias, 0.0)):
+            if each is not None:
+                nn.init.constant_(each, start)
+        self.reset_running_stats()
+
     @property
     def spec(self) -> NormSpec:
         """What is computed, of the samples of one domain."""

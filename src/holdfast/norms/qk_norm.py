@@ -92,8 +92,16 @@ class QKNorm(Normaliser, nn.Module):
         settings = (head_dim, kind, eps, affine, bias)
         self.query, self.key = _side(*settings, heads, on), _side(*settings, key_heads, on)
         self.eps: float | None = self.query.eps
-        start = torch.full((heads or 1,), 10.0 if temperature is None else float(temperature), **on)
+        self.start = 10.0 if temperature is None else float(temperature)
+        start = torch.full((heads or 1,), self.start, **on)
         self.temperature = nn.Parameter(start, requires_grad=affine) if kind == "l2" else None
+
+    def reset_parameters(self) -> None:
+        """As the constructor left it."""
+        self.query.reset_parameters()
+        self.key.reset_parameters()
+        if self.temperature is not None:
+            nn.init.constant_(self.temperature, self.start)
 
     @property
     def spec(self) -> NormSpec:
@@ -165,6 +173,11 @@ class _PerHead(nn.Module):
         self.norm, self.eps = norm, norm.eps
         self.weight = nn.Parameter(torch.ones(heads, width, **on))
         self.bias = nn.Parameter(torch.zeros(heads, width, **on)) if bias else None
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def telemetry(self) -> Mapping[str, Tensor]:
         return self.norm.telemetry()

@@ -91,11 +91,18 @@ class RecurrentBatchNorm(Normaliser, TrackedRows, nn.Module):
         if num_features < 1 or max_steps < 1:
             raise InputError("1 feature and 1 step or more", f"{num_features} and {max_steps}", "type: max_steps=100")
         self.num_features, self.max_steps, self.eps, self.momentum = num_features, max_steps, eps, momentum
+        self.track_running_stats, self.gain = track_running_stats, float(gain)
         kind = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.full((num_features,), float(gain), **kind)) if affine else None
+        self.weight = nn.Parameter(torch.full((num_features,), self.gain, **kind)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features, **kind)) if affine and bias else None
-        self.track_running_stats = track_running_stats
         self._register_rows(max_steps, num_features, device, track_running_stats)
+
+    def reset_parameters(self) -> None:
+        """As the constructor left it."""
+        for each, start in ((self.weight, self.gain), (self.bias, 0.0)):
+            if each is not None:
+                nn.init.constant_(each, start)
+        self.reset_running_stats()
 
     @property
     def spec(self) -> NormSpec:

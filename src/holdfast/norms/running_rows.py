@@ -28,6 +28,12 @@ class TrackedRows(Tracked):
         for name, buffer in kept.items():
             module.register_buffer(name, buffer if tracks else None)
 
+    def reset_running_stats(self) -> None:
+        """Mean 0 and variance 1 in every row, no batch counted."""
+        for buffer, start in ((self.running_mean, 0), (self.running_var, 1), (self.num_batches_tracked, 0)):
+            if buffer is not None:
+                buffer.fill_(start)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """As a module's; of a checkpoint without the counter every row counts as one that was reached."""
         name = f"{prefix}num_batches_tracked"

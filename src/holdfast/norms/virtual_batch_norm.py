@@ -96,6 +96,15 @@ class VirtualBatchNorm(Normaliser, nn.Module):
         self.register_buffer("reference_count", torch.tensor(0, dtype=torch.long, device=device))
         self._referred = False
 
+    def reset_parameters(self) -> None:
+        """As the constructor left it, without a reference."""
+        for each, start in ((self.weight, 1.0), (self.bias, 0.0)):
+            if each is not None:
+                nn.init.constant_(each, start)
+        for buffer, start in ((self.reference_mean, 0), (self.reference_var, 1), (self.reference_count, 0)):
+            buffer.fill_(start)
+        self._referred, self._graph = False, None
+
     @property
     def spec(self) -> NormSpec:
         """The cells of the input that share a statistic; the reference's are added to them."""
