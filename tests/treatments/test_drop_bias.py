@@ -6,6 +6,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
+from holdfast.norms.adopt import adopt
 from holdfast.treatments.drop_bias import DropBias
 
 
@@ -57,6 +58,15 @@ def test_the_function_stays_and_the_bias_leaves_everywhere():
     assert "optimiser group 0: conv.bias → none" in receipt.changes
     assert bias not in optimizer.state
     assert "conv.bias" not in optimizer.param_groups[0]["param_names"]
+
+
+def test_our_norms_take_the_bias_off_too():
+    x, model = images(), adopt(Net())
+    trained(model, x)
+    before = model.eval()(x)
+    DropBias(batch=x).plan(model, None).apply()
+    assert model.conv.bias is None
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=0)
 
 
 def test_undo_after_training_adds_the_bias_to_the_running_mean():

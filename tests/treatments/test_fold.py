@@ -7,6 +7,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
+from holdfast.norms.batch_norm import BatchNorm2d
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.treatments.fold import Fold, folded
 from holdfast.treatments.freeze_batchnorm import FreezeBatchNorm
@@ -133,8 +134,9 @@ def test_a_frozen_norm_folds_without_an_error_in_train_mode():
     assert not any("train mode" in line for line in receipt.changes)
 
 
-def test_a_ghost_norm_folds_too():
-    x, model = images(), Net(norm=settled(GhostBatchNorm(4))).eval()
+@pytest.mark.parametrize("kind", [GhostBatchNorm, BatchNorm2d])
+def test_our_norms_fold_too(kind):
+    x, model = images(), Net(norm=settled(kind(4))).eval()
     expected = model(x)
     apply(model, x)
     close(model(x), expected)

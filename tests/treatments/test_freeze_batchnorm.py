@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import holdfast.norms as norms
 from holdfast.core.errors import SurgeryError
 from holdfast.core.site import Site
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
@@ -18,6 +19,10 @@ KINDS = {
     nn.BatchNorm3d: (8, 3, 2, 2, 2),
     nn.SyncBatchNorm: (8, 3, 2),
     GhostBatchNorm: (8, 3),
+    norms.BatchNorm1d: (8, 3),
+    norms.BatchNorm2d: (8, 3, 2, 2),
+    norms.BatchNorm3d: (8, 3, 2, 2, 2),
+    norms.SyncBatchNorm: (8, 3, 2),
 }
 
 

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import holdfast.norms as norms
 from holdfast.core.errors import InputError
-from holdfast.norms import GhostBatchNorm, RMSNorm
+from holdfast.norms.adopt import OURS, adopt
 from holdfast.treatments.normalisers import KINDS, KNOWN, counterpart, group_count, is_kind
 from holdfast.treatments.places import Leaf
 
@@ -41,21 +42,23 @@ def test_no_channels_are_refused():
         group_count(0)
 
 
-def known():
+def torchs():
     return [
         nn.BatchNorm1d(6),
         nn.BatchNorm2d(6),
         nn.BatchNorm3d(6),
-        GhostBatchNorm(6),
         nn.InstanceNorm1d(6, affine=True),
         nn.InstanceNorm2d(6),
         nn.InstanceNorm3d(6),
         nn.GroupNorm(2, 6),
         nn.LayerNorm(6),
         nn.RMSNorm(6),
-        RMSNorm(6),
         nn.SyncBatchNorm(6),
     ]
+
+
+def known():
+    return [*torchs(), *map(adopt, torchs()), norms.GhostBatchNorm(6)]
 
 
 def test_every_known_type_is_here():
@@ -86,7 +89,10 @@ def test_what_is_made_runs_where_the_old_one_ran(kind, module, shape):
     assert new(x).std() > 0.5
     assert getattr(module, "weight", None) is None or new.weight.shape == module.weight.shape
     assert module.eps == new.eps or module.eps is None
-    assert repr(eval(str(spec), {"nn": nn, "GhostBatchNorm": GhostBatchNorm})) == repr(spec.make())
+    assert repr(eval(str(spec), {"nn": nn} | vars(norms))) == repr(spec.make())
+    assert type(new) in (
+        (*OURS, norms.GhostBatchNorm) if type(module) in OURS else (*OURS.values(), norms.GhostBatchNorm)
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError
 from holdfast.core.site import Site
+from holdfast.norms import DynamicTanh, GroupNorm, LayerNorm2d
 from holdfast.treatments.places import (
     activation_behind,
     expression,
@@ -86,3 +87,9 @@ def test_expression_of_a_name_that_is_no_identifier():
 def test_paths_of_a_shared_module():
     act = nn.Tanh()
     assert paths_of(nn.Sequential(act, nn.Sequential(act)), act) == ["0", "1.0"]
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2d(3), DynamicTanh(3, channels_last=False), GroupNorm(3, 3)])
+def test_our_normalisers_are_seen_too(norm):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1))
+    assert norm_before(leaves(model), model[2]).path == "1"

@@ -9,6 +9,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
+from holdfast.norms.batch_norm import BatchNorm2d
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.treatments.re_estimate import ReEstimate
 
@@ -27,7 +28,7 @@ def contents(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm, partial(GhostBatchNorm, chunk_size=2)])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm2d, partial(GhostBatchNorm, chunk_size=2)])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_statistics_are_those_of_all_samples_together(kind, training):
     batches = uneven()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import holdfast.norms as norms
 from holdfast.core.errors import InputError, SurgeryError
 from holdfast.core.site import Site
 from holdfast.norms import GhostBatchNorm
@@ -134,8 +135,20 @@ def test_batch_and_ghost_keep_the_same_function_in_eval_mode():
     assert receipt.error_eval < 1e-6 < receipt.error_train
     assert receipt.removed == ()
     back = SwapNorm("batch", batch=batch).plan(model, None).apply()
-    assert type(model.bn) is nn.BatchNorm2d
+    assert type(model.bn) is norms.BatchNorm2d  # what was made of ours is ours
     assert back.error_eval < 1e-6
+
+
+def test_ours_become_ours_by_lines_that_run():
+    model = norms.adopt(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8)))
+    x = torch.randn(4, 3, 5, 5)
+    plan = SwapNorm("instance", batch=x).plan(model, None)
+    twin = copy.deepcopy(model)
+    exec(plan.source, {"model": twin, "nn": nn, "torch": torch, "batch": x})
+    plan.apply()
+    for each in (model, twin):
+        assert type(each[1]) is type(each[3]) is norms.InstanceNorm2d
+    torch.testing.assert_close(model(x), twin(x))
 
 
 def test_halves_survive_the_way_to_ghost():

@@ -19,6 +19,7 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import Groups, check_optimizer
 from holdfast.live.surgery import check_model
+from holdfast.norms.adopt import TORCHS
 from holdfast.treatments.change import Batch, Change, difference, outputs, planned
 from holdfast.treatments.follow import Followed
 from holdfast.treatments.left import left_alone, why_nothing
@@ -166,7 +167,7 @@ def _reason(model: nn.Module, module: nn.Module, norm: _NormBase) -> str:
         return "its bias is shared"
     if norm.num_features != len(bias):
         return f"the normaliser behind it takes {norm.num_features} features, not {len(bias)}"
-    if not type(norm).__module__.startswith("torch.nn.modules."):
+    if type(norm) not in TORCHS and not type(norm).__module__.startswith("torch.nn.modules."):
         return f"{type(norm).__name__} may use its statistics in its own way"
     if isinstance(module, nn.Linear) and not isinstance(norm, nn.BatchNorm1d | nn.SyncBatchNorm):
         return f"a {type(norm).__name__} behind a linear layer normalises over other axes"

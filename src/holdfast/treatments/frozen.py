@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.core.errors import SurgeryError
+from holdfast.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from holdfast.norms.ghost_batch_norm import GhostBatchNorm
+from holdfast.norms.sync_batch_norm import SyncBatchNorm
 
 
 class FrozenBatchNorm(_BatchNorm):
@@ -44,6 +46,22 @@ class FrozenSyncBatchNorm(FrozenBatchNorm, nn.SyncBatchNorm):
     """A frozen `nn.SyncBatchNorm`, which has nothing to synchronise."""
 
 
+class FrozenOwnBatchNorm1d(FrozenBatchNorm, BatchNorm1d):
+    """A frozen `holdfast.norms.BatchNorm1d`."""
+
+
+class FrozenOwnBatchNorm2d(FrozenBatchNorm, BatchNorm2d):
+    """A frozen `holdfast.norms.BatchNorm2d`."""
+
+
+class FrozenOwnBatchNorm3d(FrozenBatchNorm, BatchNorm3d):
+    """A frozen `holdfast.norms.BatchNorm3d`."""
+
+
+class FrozenOwnSyncBatchNorm(FrozenBatchNorm, SyncBatchNorm):
+    """A frozen `holdfast.norms.SyncBatchNorm`, which has nothing to synchronise."""
+
+
 class FrozenGhostBatchNorm(FrozenBatchNorm, GhostBatchNorm):
     """A frozen `GhostBatchNorm`, which has no chunks."""
 
@@ -53,6 +71,10 @@ FROZEN: dict[type[nn.Module], type[FrozenBatchNorm]] = {
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.BatchNorm3d: FrozenBatchNorm3d,
     nn.SyncBatchNorm: FrozenSyncBatchNorm,
+    BatchNorm1d: FrozenOwnBatchNorm1d,
+    BatchNorm2d: FrozenOwnBatchNorm2d,
+    BatchNorm3d: FrozenOwnBatchNorm3d,
+    SyncBatchNorm: FrozenOwnSyncBatchNorm,
     GhostBatchNorm: FrozenGhostBatchNorm,
 }
 """What each class becomes; the others may use their statistics in their own way."""
@@ -76,7 +98,9 @@ def freeze(norm: Any, *, affine: bool = False) -> None:
     """
     if type(norm) not in FROZEN:
         raise SurgeryError(
-            " or ".join(kind.__name__ for kind in FROZEN), f"a {type(norm).__name__}", "leave it as it is"
+            " or ".join(dict.fromkeys(kind.__name__ for kind in FROZEN)),
+            f"a {type(norm).__name__}",
+            "leave it as it is",
         )
     # As torch's own lazy modules and parametrisations do: nothing that holds the layer needs to be told.
     norm.__class__ = FROZEN[type(norm)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from holdfast.norms.layer_norm import LayerNorm2d
+from holdfast.norms.scale_norm import ScaleNorm
 from holdfast.treatments.places import Leaf, weighted_before
 
 FEWEST = 8
@@ -43,7 +45,16 @@ def batch_fails(model: nn.Module, stream: Stream) -> bool:
     Returns:
         True for sequences, layers that run several times, fewer than 8 samples, and such models.
     """
-    per_sample = (nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    per_sample = (
+        nn.Embedding,
+        nn.RNNBase,
+        nn.MultiheadAttention,
+        nn.LayerNorm,
+        nn.RMSNorm,
+        nn.GroupNorm,
+        LayerNorm2d,
+        ScaleNorm,
+    )
     return (
         (stream.features_last and stream.spatial > 0)
         or stream.calls > 1

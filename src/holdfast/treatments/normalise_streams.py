@@ -15,6 +15,8 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.merges import Merges, Operand
 from holdfast.live.surgery import check_model, one_line, operate
+from holdfast.norms.layer_norm import LayerNorm2d
+from holdfast.norms.scale_norm import ScaleNorm
 from holdfast.treatments.branches import followed
 from holdfast.treatments.change import Batch, Change, planned
 from holdfast.treatments.incoming import FEWEST
@@ -23,7 +25,7 @@ from holdfast.treatments.left import why_nothing
 from holdfast.treatments.places import expression, named, paths_of
 from holdfast.treatments.streams import Meeting, Tap, meetings, tap
 
-_PER_SAMPLE = (nn.RNNBase, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+_PER_SAMPLE = (nn.RNNBase, nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, LayerNorm2d, ScaleNorm)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from holdfast.core.errors import InputError
-from holdfast.norms import GhostBatchNorm, RMSNorm
+from holdfast.norms.adopt import OURS, TORCHS
+from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.treatments.places import Leaf
 
 Kind = Literal["batch", "ghost", "group", "instance", "layer", "rms"]
@@ -19,9 +20,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_LAST = (nn.LayerNorm, nn.RMSNorm, RMSNorm)
-KNOWN: tuple[type[nn.Module], ...] = (*_BATCH, nn.SyncBatchNorm, GhostBatchNorm, *_INSTANCE, nn.GroupNorm, *_LAST)
-"""Exactly these types: a subclass may use its statistics or its γ in its own way."""
+_LAST = (nn.LayerNorm, nn.RMSNorm)
+KNOWN: tuple[type[nn.Module], ...] = (*OURS, *TORCHS, GhostBatchNorm)
+"""Exactly these types, torch's and ours: a subclass may use its statistics or its γ in its own way."""
 
 _GROUPS = 32
 _CHANNELS_PER_GROUP = 16
@@ -95,17 +96,29 @@ def is_kind(module: nn.Module, kind: Kind) -> bool:
         >>> is_kind(nn.GroupNorm(1, 4), "layer"), is_kind(nn.GroupNorm(2, 4), "layer")
         (True, False)
     """
-    if kind == "layer" and type(module) is nn.GroupNorm:
-        return module.num_groups == 1
+    own = torchs(module)
+    if kind == "layer" and own is nn.GroupNorm:
+        return module.num_groups == 1  # type: ignore[return-value]
     types: dict[Kind, tuple[type[nn.Module], ...]] = {
         "batch": (*_BATCH, nn.SyncBatchNorm),
         "ghost": (GhostBatchNorm,),
         "group": (nn.GroupNorm,),
         "instance": _INSTANCE,
         "layer": (nn.LayerNorm,),
-        "rms": (nn.RMSNorm, RMSNorm),
+        "rms": (nn.RMSNorm,),
     }
-    return type(module) in types[kind]
+    return own in types[kind]
+
+
+def torchs(module: nn.Module) -> type[nn.Module]:
+    """The class of torch's whose place one of ours takes, else the module's own.
+
+    Example:
+        >>> from holdfast.norms import GroupNorm
+        >>> torchs(GroupNorm(2, 4)) is torchs(nn.GroupNorm(2, 4))
+        True
+    """
+    return TORCHS.get(type(module), type(module))
 
 
 def counterpart(module: nn.Module, kind: Kind, leaf: Leaf | None, chunk_size: int = 32) -> Spec | str:
@@ -118,7 +131,7 @@ def counterpart(module: nn.Module, kind: Kind, leaf: Leaf | None, chunk_size: in
         chunk_size: of `GhostBatchNorm`.
 
     Returns:
-        What to make, or the reason why there is none.
+        What to make, or the reason why there is none. For one of torch's it is torch's, for one of ours it is ours.
 
     Example:
         >>> str(counterpart(nn.BatchNorm2d(64, eps=0.001), "group", None))
@@ -130,8 +143,16 @@ def counterpart(module: nn.Module, kind: Kind, leaf: Leaf | None, chunk_size: in
         return f"{type(module).__name__} is not a normaliser that this treatment knows"
     if is_kind(module, kind):
         return f"it is a {type(module).__name__} already"
+    found = _counterpart(module, kind, leaf, chunk_size)
+    if isinstance(found, str) or type(module) in OURS:
+        return found
+    return replace(found, kind=OURS.get(found.kind, found.kind))
+
+
+def _counterpart(module: nn.Module, kind: Kind, leaf: Leaf | None, chunk_size: int) -> Spec | str:
+    """The same by torch's classes."""
     shape = None if leaf is None else leaf.shape
-    if type(module) in _LAST:
+    if torchs(module) in _LAST:
         sizes = tuple(module.normalized_shape)  # type: ignore[arg-type]
         if kind in ("layer", "rms"):
             return _last(module, kind, sizes if len(sizes) > 1 else sizes[0])
@@ -149,7 +170,7 @@ def counterpart(module: nn.Module, kind: Kind, leaf: Leaf | None, chunk_size: in
 def _stream(module: nn.Module, shape: tuple[int, ...] | None) -> _Stream | str:
     channels = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
     axes = {"2d": 2, "3d": 3}.get(type(module).__name__[-2:])
-    if type(module) is nn.InstanceNorm1d:
+    if isinstance(module, nn.InstanceNorm1d):
         axes = 1
     if shape is None:
         return _Stream(channels, axes, None)  # type: ignore[arg-type]
@@ -163,7 +184,7 @@ def _first(module: nn.Module, kind: Kind, stream: _Stream, chunk_size: int) -> S
     """For channels on axis 1."""
     channels, axes = stream.channels, stream.axes
     if kind in ("batch", "ghost"):
-        if type(module) is nn.SyncBatchNorm:
+        if isinstance(module, nn.SyncBatchNorm):
             return "its statistics are those of all processes, which the new one would not see"
         if kind == "ghost":
             return Spec(GhostBatchNorm, (channels,), {**_tracked(module), "chunk_size": chunk_size})

@@ -11,12 +11,21 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from holdfast.core.errors import InputError
 from holdfast.core.site import Site
+from holdfast.norms.normaliser import Normaliser
 from holdfast.treatments.change import Batch, call_of, rerun
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that multiply by a matrix; treatments act on exactly these types: a subclass may use its weight otherwise."""
 
-NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS: tuple[type[nn.Module], ...] = (
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    Normaliser,  # type: ignore[assignment]  # mixed into modules only
+)
+"""torch's normalisers and all of ours."""
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU,

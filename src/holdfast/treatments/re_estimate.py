@@ -20,13 +20,14 @@ from holdfast.live.hooks import HookSet
 from holdfast.live.optimiser import check_owner
 from holdfast.live.random_state import RandomState, preserved_random_state
 from holdfast.live.surgery import check_model
-from holdfast.norms.ghost_batch_norm import GhostBatchNorm
 from holdfast.stats.channels import ChannelMoments
 from holdfast.treatments.change import Batch, Change, call_of, planned, rerun
+from holdfast.treatments.frozen import FROZEN
 from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.places import expression, named
 
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, GhostBatchNorm)
+_KINDS = tuple(FROZEN)
+"""The BatchNorms of torch's and ours."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -181,7 +182,7 @@ def _reason(module: nn.Module) -> str:
         return f"{type(module).__name__} may use its statistics in its own way"
     if module.running_mean is None:
         return "it keeps no running statistics"
-    if type(module) is nn.SyncBatchNorm and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if isinstance(module, nn.SyncBatchNorm) and torch.distributed.is_available() and torch.distributed.is_initialized():
         return "each process would measure its own part of the batches only"
     return ""
 

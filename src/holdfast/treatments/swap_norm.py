@@ -15,7 +15,7 @@ from holdfast.core.site import Site
 from holdfast.core.treatment import Plan
 from holdfast.live.optimiser import check_optimizer
 from holdfast.live.surgery import check_model, check_place, one_line, operate
-from holdfast.norms import GhostBatchNorm
+from holdfast.norms.normaliser import HALVES, Normaliser
 from holdfast.treatments.change import Batch, Change, call_of, planned
 from holdfast.treatments.left import left_alone, why_nothing
 from holdfast.treatments.matching import matches, moments_of
@@ -190,6 +190,9 @@ class SwapNorm:
         try:
             if len(surgery.replacements) != len(chosen):
                 raise SurgeryError("the model as it was planned for", "one that changed since", "plan again")
+            for each in surgery.replacements:
+                if isinstance(each.new, Normaliser):
+                    each.new._keep_statistics_wide()
             wanted = {
                 each.new: (targets[each.old], axes[each.old]) for each in surgery.replacements if each.old in targets
             }
@@ -245,7 +248,7 @@ def _matchable(
     for module, spec in chosen.items():
         leaf = met.get(id(module))
         scale = module._parameters.get("weight")
-        if isinstance(module, _BatchNorm) and issubclass(spec.kind, GhostBatchNorm | nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm) and issubclass(spec.kind, _BatchNorm):
             found[module] = "in eval mode it is the same function"
         elif leaf is None:
             found[module] = "it did not run on the batch"
@@ -265,8 +268,9 @@ def _matchable(
 def _source(model: nn.Module, chosen: Mapping[nn.Module, Spec], axes: Mapping[nn.Module, int], batch: Any) -> str:
     """Lines for a script that do the same."""
     lines, fresh = [], []
-    if any(spec.kind is GhostBatchNorm for spec in chosen.values()):
-        lines.append("from holdfast.norms import GhostBatchNorm")
+    ours = sorted({spec.kind.__name__ for spec in chosen.values() if spec.kind.__module__.startswith("holdfast.")})
+    if ours:
+        lines.append(f"from holdfast.norms import {', '.join(ours)}")
     paths = {module: paths_of(model, module)[0] for module in chosen}
     if axes:
         by_path = {paths[module]: axis for module, axis in axes.items()}
@@ -278,7 +282,13 @@ def _source(model: nn.Module, chosen: Mapping[nn.Module, Spec], axes: Mapping[nn
         taken = [name for name in new._parameters if module._parameters.get(name) is not None]
         if isinstance(module, _BatchNorm) and isinstance(new, _BatchNorm):
             taken += [name for name, buffer in module._buffers.items() if buffer is not None]
-        lines += [f"new.{name} = {places[0]}.{name}" for name in taken if getattr(new, name) is not None]
+        halves = any(each is not None and each.dtype in HALVES for each in module._buffers.values())
+        wide = ".float()" if halves and isinstance(new, Normaliser) else ""
+        lines += [
+            f"new.{name} = {places[0]}.{name}{wide * name.startswith('running_')}"
+            for name in taken
+            if getattr(new, name) is not None
+        ]
         if len(taken) < len(new.state_dict()):
             lines.append("new.to(next(model.parameters()))  # type and device of what is fresh")
         lines.append(f"{' = '.join(places)} = new.train({places[0]}.training)")
