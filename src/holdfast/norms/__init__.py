@@ -57,3 +57,8 @@ from holdfast.norms.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
 # by a reference batch and the sample
 from holdfast.norms.virtual_batch_norm import VirtualBatchNorm as VirtualBatchNorm
 from holdfast.norms.virtual_batch_norm import reference_pass as reference_pass
+
+# of weights instead of activations
+from holdfast.norms.weight_standardisation import WeightStandardisation as WeightStandardisation
+from holdfast.norms.weight_standardisation import remove_weight_standardisation as remove_weight_standardisation
+from holdfast.norms.weight_standardisation import weight_standardise as weight_standardise

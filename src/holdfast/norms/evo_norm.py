@@ -255,8 +255,9 @@ class EvoNormS0(_Evo):
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, with axes of length 1."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    mean = total(x, axes) / count
+    mean = total(x, axes)
+    count = x.numel() // mean.numel()
+    mean = mean / count
     return mean, total((x - spread(mean, x)).square(), axes) / count
 
 
