@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import holdfast.norms as norms
 from holdfast.core.errors import InputError
+from holdfast.live.structure import extract
 from holdfast.norms.adopt import OURS, TORCHS, adopt, release
 
 
@@ -139,3 +140,13 @@ def test_no_release_while_statistics_are_pooled():
             release(model)
         assert type(model[1]) is norms.BatchNorm1d
     assert type(release(model)[1]) is nn.BatchNorm1d
+
+
+def test_rules_find_the_same_structure():
+    """Rules read kinds, bases and settings: what they know of torch's they know of ours."""
+    model = nn.Sequential(*(kind(2, 4) if kind is nn.GroupNorm else kind(4) for kind in OURS))
+    theirs = extract(model).modules
+    ours = extract(adopt(model)).modules
+    for one, two in zip(theirs, ours, strict=True):
+        assert (one.kind, one.bases, one.parameters) == (two.kind, two.bases, two.parameters)
+        assert dict(two.settings) in (dict(one.settings), {**one.settings, "strict": False})
