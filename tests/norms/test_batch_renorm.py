@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from holdfast.core.errors import InputError
 from holdfast.norms import BatchNorm2d, BatchRenorm
@@ -71,3 +74,23 @@ def test_before_the_warm_up_it_is_batch_norm():
 def test_settings_that_are_none_are_refused(settings, text):
     with pytest.raises(InputError, match=text):
         BatchRenorm(2, **settings)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("kernels", ["auto", "compiled"])
+def test_checkpointing_corrects_as_the_first_time(monkeypatch, reentrant, kernels):
+    monkeypatch.setenv("HOLDFAST_KERNELS", kernels)
+    torch.manual_seed(0)
+    norm = BatchRenorm(3, warm_up=(0, 0, 0), momentum=0.5)
+    plain = copy.deepcopy(norm)
+    parts = [torch.randn(16, 3) * 2 + 1 + k for k in range(2)]
+    found = []
+    for layer in (norm, plain):
+        inputs = [each.clone().requires_grad_() for each in parts]
+        outputs = [
+            checkpoint(layer, each, use_reentrant=reentrant) if layer is norm else layer(each) for each in inputs
+        ]
+        sum(each.square().sum() for each in outputs).backward()  # both passes are done again, the last one first
+        found.append([*(each.grad for each in inputs), *(each.grad for each in layer.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -100,21 +100,21 @@ def put(values: Any, i: int, value: Any) -> None:
     """Write a float32 to an element, rounded to the nearest, ties to even."""
 
 
-@overload(elements, inline="always")
+@overload(elements)
 def _elements(kind, address, n):  # type: ignore[no-untyped-def]
     if kind == types.float32:
         return lambda kind, address, n: carray(float32_at(address), (n,))
     return lambda kind, address, n: carray(uint16_at(address), (n,))
 
 
-@overload(get, inline="always")
+@overload(get)
 def _get(values, i):  # type: ignore[no-untyped-def]
     if values.dtype == types.float32:
         return lambda values, i: values[i]
     return lambda values, i: as_float32(np.uint32(np.uint32(values[i]) << np.uint32(16)))
 
 
-@overload(put, inline="always")
+@overload(put)
 def _put(values, i, value):  # type: ignore[no-untyped-def]
     if values.dtype == types.float32:
 

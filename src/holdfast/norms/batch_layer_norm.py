@@ -93,7 +93,7 @@ class BatchLayerNorm(Batch, _BatchNorm):
 
     def reset_parameters(self) -> None:
         """γ of ones, β of zeros, both halves equal where the share is learnt, and no batch seen."""
-        super().reset_parameters()  # type: ignore[misc]
+        super().reset_parameters()
         if self._parameters.get("gate_logit") is not None:  # the constructor of torch's class calls before there is one
             torch.nn.init.zeros_(self._parameters["gate_logit"])
         share = self._buffers.get("running_share")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from holdfast.core.errors import InputError
 from holdfast.norms.batch_norm import Batch, check_channels
 from holdfast.norms.masked import Mask, masked_norm
-from holdfast.norms.normaliser import HALVES, empty, in_type
+from holdfast.norms.normaliser import HALVES, empty, in_type, is_wrapped, recomputing
 from holdfast.norms.spec import NormSpec, affine_of
+
+_PASSES = 16
+"""Passes whose corrections are kept: as many micro-batches may wait for their backward under checkpointing."""
 
 
 class BatchRenorm(Batch, _BatchNorm):
@@ -127,10 +131,30 @@ class BatchRenorm(Batch, _BatchNorm):
             hat, mean, variance, counts = masked_norm(x, mask, None, None, self.eps, over)
             self._note(self._keeping(), mean, variance)
             count = float(counts.sum())
-        r, d = self._corrections(mean[0], variance[0])
+        r, d = self._remembered(mean[0], variance[0])
         self._moved(mean, variance, count, over)
         y = self._corrected(hat, r, d)
         return y if mask is None else y.masked_fill(~mask.unsqueeze(1), 0.0)
+
+    def _remembered(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The corrections; where checkpointing does a pass again, those of the first time.
+
+        By then the running statistics have moved, but the batch's are the same to the bit: they find what was kept.
+        """
+        if torch.compiler.is_compiling() or mean.device.type != "cpu" or is_wrapped(mean):
+            return self._corrections(mean, variance)
+        key = mean.detach().numpy().tobytes()
+        if recomputing() and key in self._passes:
+            return self._passes[key]
+        found = self._corrections(mean, variance)
+        kept = {**self._passes, key: found}
+        self.__dict__["_passes"] = dict(list(kept.items())[-_PASSES:])
+        return found
+
+    _passes: Mapping[bytes, tuple[Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_passes"}
 
     def clips(self) -> tuple[float, float]:
         """r_max and d_max at this batch.

@@ -86,8 +86,8 @@ class Normaliser:
 
     def _note(self, kept: Kept, mean: Tensor | None, variance: Tensor) -> None:
         """Keep statistics that plain operations have computed."""
-        if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(variance):
-            return  # it must not outlive its transformation
+        if is_wrapped(variance):
+            return
         kept.given = (mean if mean is None else mean.detach(), variance.detach())
         if torch.compiler.is_compiling() and self.training:
             self._kept = Kept(given=kept.given)
@@ -112,6 +112,18 @@ def empty(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Shaped[Tenso
     shape = (1, -1) + (1,) * (x.dim() - 2)
     y = x if weight is None else x * weight.to(x.dtype).view(shape)
     return y if bias is None else y + bias.to(x.dtype).view(shape)
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a tensor is one of `torch.func`'s, which must not outlive its transformation.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        False within a graph under compilation, which cannot ask.
+    """
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def recomputing() -> bool:

@@ -75,7 +75,7 @@ class SwitchableNorm(Batch, _BatchNorm):
 
     def reset_parameters(self) -> None:
         """γ of ones, β of zeros, equal shares, and no batch seen."""
-        super().reset_parameters()  # type: ignore[misc]
+        super().reset_parameters()
         for name in ("mean_weight", "variance_weight"):
             if name in self._parameters:  # the constructor of torch's class calls before there are any
                 torch.nn.init.zeros_(self._parameters[name])
