@@ -56,7 +56,7 @@ class ReEstimate:
         On few samples the estimate is noisier than the average it replaces. A model in train mode is measured with its
         Dropout at work: call `model.eval()` first if it serves so. In training the statistics go on moving from
         here. An undo after further training puts back the statistics of before, which are older than the weights.
-        InstanceNorm, SyncBatchNorm among several processes and subclasses of BatchNorm (other than GhostBatchNorm) are
+        InstanceNorm, SyncBatchNorm among several processes and subclasses of BatchNorm (other than ours) are
         left alone.
 
     Example:
