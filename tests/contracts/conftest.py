@@ -292,7 +292,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that has such an argument over the members it is for."""
     for name in SELECTIONS:
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, [case for case in CASES if wanted_by(case, name)], ids=str)
+            cases = [case for case in CASES if wanted_by(case, name)]
+            metafunc.parametrize(name, [hurried(case, name) for case in cases], ids=[str(case) for case in cases])
+
+
+def hurried(case: Case, name: str) -> Any:
+    """One and three axes of positions run the code of two: they are for the slow part, except against torch's layers.
+
+    The whole grid has 5,000 tests, two minutes on one core; without these half of them.
+    """
+    slow = name != "twinned" and case.dims in (1, 3) and Case(case.kind, 2) in CASES
+    return pytest.param(case, marks=pytest.mark.slow) if slow else case
 
 
 @pytest.fixture(params=[False, True], ids=["small", "kernel"])

@@ -27,7 +27,7 @@ def test_gradients_of_the_first_and_second_order(case):
         def run(x, *_):
             return case.call(layer, x)
 
-        # In full for one axis of positions, along a random direction elsewhere: cost grows with the square of the size.
+        # In full for one axis of positions, in a random direction elsewhere: the cost is quadratic in the size.
         assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=case.dims != 1)
         assert torch.autograd.gradgradcheck(run, (x, *parameters), atol=1e-4, fast_mode=True)
 
@@ -127,6 +127,8 @@ def test_a_group_of_forty_million(kind):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_halves_are_computed_in_float32(case, dtype, kernel):
+    if kernel and dtype is torch.float16:
+        return  # of which there is no kernel
     x = case.x(wide=kernel).to(dtype)
     for whole in (True, False):
         layer = case.make(**case.tracking)
@@ -174,7 +176,7 @@ def test_under_autocast_the_type_of_the_input_stays(case):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(case, compiled, last, dtype):
     if last and case.dims < 2:
         pytest.skip("channels_last is of 2 and 3 axes")

@@ -33,6 +33,8 @@ def test_channels_last_in_and_out(case, kernel):
             assert y.is_contiguous(memory_format=FORMATS[case.dims])
             if training:
                 torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        if case.kind == "group" and not kernel:
+            continue  # torch's operation for contiguous ones, on a copy: the gradient is the copy's
         slope = torch.autograd.grad(y.square().sum(), last)[0]  # by a gradient of that layout
         assert slope.is_contiguous(memory_format=FORMATS[case.dims])
 

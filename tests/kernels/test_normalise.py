@@ -77,8 +77,8 @@ def test_channels_against_float64(shape, dtype, centre):
     base = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1.5 + 0.7
     channels, values = shape[1], base[0].numel()
     for run, bounds in runs_of(shape[0]).items():
-        if run == "each" and shape[0] > 100:
-            continue  # 9,001 statistics of one value each
+        if base.numel() > 10_000 and (run == "each" or (run != "one" and dtype is torch.bfloat16)):
+            continue  # the small shapes have every combination; the large ones are there for their pieces
         for groups in {1, channels, 2 if channels % 2 == 0 else 1}:
             if run != "one" and values // groups < 2:
                 continue
