@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError
 from holdfast.kernels.normalise import Channels, takes
 from holdfast.norms.masked import Mask, masked_norm
-from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type, recomputing
+from holdfast.norms.normaliser import HALVES, Normaliser, empty, recomputing
 from holdfast.norms.running import Tracked, check_momentum
 from holdfast.norms.spec import Axis, NormSpec, affine_of
 
@@ -185,9 +185,8 @@ class Batch(Normaliser, Tracked):
         return weight, bias if bias is None or bias.dtype is dtype else bias.to(dtype)
 
     def _evaluate(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mean, variance = self.running_mean, self.running_var
-        if x.dtype not in HALVES and mean is not None:
-            mean, variance = in_type(mean, x), in_type(variance, x)
+        dtype = torch.float32 if x.dtype in HALVES else x.dtype  # also where somebody has narrowed the buffers
+        mean, variance = (None if each is None else each.to(dtype) for each in (self.running_mean, self.running_var))
         weight, bias = self._parameters_for(x)
         y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
         return y if mask is None else y * mask.unsqueeze(1)
