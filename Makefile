@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	for each in benchmarks/bench_*.py; do $(BIN)/python $$each || exit 1; done
+	for each in benchmarks/*.py; do $(BIN)/python $$each || exit 1; done
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
