@@ -65,7 +65,7 @@ def stepped(layer: nn.Module, x: Tensor, running: tuple[Tensor, Tensor] | None =
 
 def referred(layer: nn.Module, x: Tensor) -> Tensor:
     """After a reference of its own, whatever x is."""
-    if x.numel() and not x.is_meta and not layer.reference_count:
+    if not torch.compiler.is_compiling() and x.numel() and not x.is_meta and not layer.reference_count:
         with torch.no_grad():
             layer.refer(REFERENCE.to(layer.reference_mean))
     return layer(x)

@@ -216,6 +216,7 @@ for case in conftest.CASES:
     torch.compiler.reset()
     for training in (True, False):
         layer, x = case.make(**case.tracking).train(training), case.x()
+        case.call(layer, x)  # a reference batch is taken outside
         eager = copy.deepcopy(layer)
         run = torch.compile(lambda x: case.call(layer, x), fullgraph=True, backend="aot_eager")
         for seed in range(2):
