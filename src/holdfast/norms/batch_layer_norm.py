@@ -145,7 +145,10 @@ class BatchLayerNorm(Batch, _BatchNorm):
         given = x.dtype
         x = x.float() if given in HALVES else x  # the mix of two outputs is rounded once
         layer = self._layer(x)
-        share: Any = self.share(len(x)) if self.gate_logit is None else self.gate_logit.sigmoid().to(layer.dtype)
+        if self.gate_logit is not None:
+            share: Any = self.gate_logit.sigmoid().to(layer.dtype)
+        else:
+            share = self.share(len(x)) if self.training else self.running_share.to(layer.dtype)
         if self.training and x.numel() == x.shape[1]:  # one value a channel: the batch has no variance
             hat = layer if self.gate_logit is None else (1.0 - share) * layer
         else:
