@@ -6,7 +6,9 @@ Each round times torch's layer and ours one after the other (which goes first al
 input and gradient; a ratio is the median over rounds, with a 95 % bootstrap interval. `limit` is our time over that of
 the least memory traffic (read x, write y; read x and dy, write dx: 5 tensors), from a copy measured in the same rounds.
 `error` is the greatest difference from float64 of y and dx, in units of the greatest value. `temporaries` is the peak
-of memory beyond y and the gradients. `--write` puts the tables and the environment in `benchmarks/norms.md`.
+of memory beyond y and the gradients. The allocator keeps what is freed: else much of the time of both layers goes into
+page faults of y and dx, and ratios tend to 1; `--fresh-memory` measures that instead. `--write` puts the tables and
+the environment in `benchmarks/norms.md`.
 """
 
 from __future__ import annotations
@@ -258,12 +260,25 @@ def environment(rounds: int) -> str:
     )
 
 
+def keep_memory() -> None:
+    """Let glibc keep freed memory, as a process does whose heap other tensors hold."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--only", choices=sorted(BARS))
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--fresh-memory", action="store_true")
     given = parser.parse_args()
+    if not given.fresh_memory:
+        keep_memory()
     torch.set_num_threads(THREADS)
     head = [
         "| layer | shape | torch, ms | ours, ms | torch ÷ ours [95 %] | bar | limit | error: torch, ours "

@@ -19,7 +19,7 @@ from holdfast.norms.spec import Axis, NormSpec, affine_of
 _PLANES = 1 << 19
 """Bytes from which the kernel is the faster one, for contiguous tensors."""
 
-_COLUMNS = 1 << 20
+_COLUMNS = 1 << 22
 """The same for channels_last."""
 
 _CARD = """

@@ -10,11 +10,14 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.kernels.normalise import Channels
+from holdfast.kernels.normalise import Channels, takes
 from holdfast.norms.masked import Mask, masked_norm
 from holdfast.norms.normaliser import HALVES, Normaliser, empty, in_type, recomputing
 from holdfast.norms.running import Tracked, check_momentum
 from holdfast.norms.spec import NormSpec, State, affine_of
+
+_SMALL = 1 << 18
+"""Bytes below which torch's operation is the faster one, for contiguous tensors without γ."""
 
 _CARD = """
     y = γ · (x − μ) / √(σ² + ε) + β, with the mean and the biased variance of one channel of one sample over its
@@ -119,6 +122,9 @@ class Instance(Normaliser, Tracked):
             raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.size()}")
         if running:
             return self._evaluate(x, mask)
+        small = x.is_contiguous() and not torch.compiler.is_compiling() and not takes(x, _SMALL)
+        if mask is None and self.weight is None and not self.track_running_stats and small:
+            return self._by_torch(x)
         over = Channels(x.shape[1], range(len(x) + 1))
         if mask is not None:
             y, mean, variance, counts = masked_norm(x, mask, self.weight, self.bias, self.eps, over)
@@ -132,6 +138,15 @@ class Instance(Normaliser, Tracked):
         if self.training and self.track_running_stats:
             self._track_samples(mean, variance * (counts / (counts - 1)))
         return y
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        """By torch's BatchNorm, to which each channel of each sample is a channel."""
+        wide = x.float() if x.dtype in HALVES else x
+        flat = wide.view(1, x.shape[0] * x.shape[1], *x.shape[2:])
+        y, mean, rate = torch.native_batch_norm(flat, None, None, None, None, True, 0.0, self.eps)
+        shape = x.shape[:2]
+        self._keeping().take(y, mean.view(shape), rate.view(shape), self.eps, False)
+        return y.view(x.shape).to(x.dtype)
 
     _pools_between = False
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.core.errors import InputError
-from holdfast.norms.normaliser import recomputing
+from holdfast.norms.normaliser import is_wrapped, recomputing
 
 
 class Pool:
@@ -54,15 +55,25 @@ class Tracked:
         """Take a batch's mean and biased variance, of `count` values a channel, into the running ones."""
         if self.running_mean is None or self.running_var is None or recomputing():
             return
+        mean, variance = mean.detach(), variance.detach()
         if self._pool is not None:
-            self._pool.add(mean.detach(), variance.detach() * count, count)
-            return
-        self._move(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+            self._pool.add(mean, variance * count, count)
+        else:
+            self._move(mean, variance * (count / max(count - 1, 1)))
 
     def _move(self, mean: Tensor, unbiased: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         momentum = self._next_momentum()
+        targets = (self._buffers["running_mean"], self._buffers["running_var"])
+        if isinstance(momentum, float) and all(_plain(each) for each in (mean, unbiased, *targets)):
+            # NumPy: a tenth of the time of as many operations on tensors
+            for buffer, batch in zip(targets, (mean, unbiased), strict=True):
+                assert buffer is not None
+                values = buffer.numpy()
+                with np.errstate(over="ignore", invalid="ignore"):  # a variance beyond float32 is inf, as torch's
+                    values += momentum * (batch.numpy() - values)
+            return
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var), momentum)
@@ -85,6 +96,20 @@ class Tracked:
             return
         self._move(pool.mean, pool.m2 / max(pool.count - 1 if pool.between else pool.count, 1))
         self._pool = Pool(pool.between)
+
+
+def _plain(tensor: Tensor | None) -> bool:
+    """Whether NumPy may work in a tensor's memory, outside every graph."""
+    return (
+        tensor is not None
+        and not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.float64)
+        and not tensor.requires_grad
+        and not is_wrapped(tensor)
+        and not tensor.is_inference()
+    )
 
 
 def check_momentum(momentum: float | None, eps: float) -> None:
