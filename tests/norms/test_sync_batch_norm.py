@@ -8,7 +8,13 @@ from torch import nn
 
 from holdfast.norms import BatchNorm2d, SyncBatchNorm
 
-BATCHES = {"even": (4, 4), "uneven": (6, 2), "one of one sample": (7, 1), "one empty": (8, 0)}
+SLOW = pytest.mark.slow  # two fresh processes each: one case of them in the fast part, the hardest
+BATCHES = [
+    pytest.param((4, 4), id="even", marks=SLOW),
+    pytest.param((6, 2), id="uneven", marks=SLOW),
+    pytest.param((7, 1), id="one of one sample", marks=SLOW),
+    pytest.param((8, 0), id="one empty"),
+]
 
 
 def whole(samples=8):
@@ -43,7 +49,7 @@ def work(rank, sizes, folder, track):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sizes", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("sizes", BATCHES)
 def test_two_processes_are_one_with_the_whole_batch(tmp_path, sizes):
     mp.spawn(work, (sizes, str(tmp_path), True), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

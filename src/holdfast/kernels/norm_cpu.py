@@ -8,6 +8,8 @@ less than a factor n of float64's sixteen digits, because Σ (x − p)² ≤ (n 
 
 A statistic (k, g) belongs to the pieces from starts[k] to starts[k + 1] and to the channels of group g: one k for
 BatchNorm, one a sample for InstanceNorm and GroupNorm, one a chunk for GhostBatchNorm.
+
+The file is long because the passes of both layouts read one `Job`, whose fields mean nothing elsewhere.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from holdfast.kernels.native_cpu import (
     put,
 )
 
+RUN = 512  # elements of a row whose float32 products go into a float64 sum: 32 or so to a vector's lane
 FLUSH = 32  # rows whose float32 shares of a parameter's gradient go into the float64 one
 
 
@@ -108,22 +109,62 @@ def _forward_rows(kind, job, eps, first, last):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _row_gradient(kind, job, x_at, dy_at, dx_at, mean, rate, gain, level, slope):  # type: ignore[no-untyped-def]
-    """Dx = (γ dy − mean(γ dy) − x̂ · mean(γ dy x̂)) / √(σ² + ε); adds to Σ dy (level) and Σ dy · x̂ (slope)."""
-    x, dy, dx = elements(kind, x_at, job.width), elements(kind, dy_at, job.width), elements(kind, dx_at, job.width)
+def _run_sums(kind, x_at, dy_at, n, shift, scale, left, gain_at, level_at, slope_at):  # type: ignore[no-untyped-def]
+    """Adds to Σ dy (level) and Σ dy · x̂ (slope) of each element; Σ γ dy and Σ γ dy x̂ over the run, in float32."""
+    x, dy = elements(kind, x_at, n), elements(kind, dy_at, n)
+    gain = carray(float32_at(gain_at), (n,))
+    level, slope = carray(float32_at(level_at), (n,)), carray(float32_at(slope_at), (n,))
+    plain = along = np.float32(0.0)
+    for i in range(n):
+        each = get(dy, i)
+        product = each * ((get(x, i) - shift) * scale + left)
+        level[i] += each
+        slope[i] += product
+        plain += each * gain[i]
+        along += product * gain[i]
+    return np.float64(plain), np.float64(along)
+
+
+@njit(**OPTIONS)
+def _run_slopes(kind, x_at, dy_at, n, scale, gain_at, level_at, slope_at):  # type: ignore[no-untyped-def]
+    """The same where nothing is centred; Σ γ dy is not needed."""
+    x, dy = elements(kind, x_at, n), elements(kind, dy_at, n)
+    gain = carray(float32_at(gain_at), (n,))
+    level, slope = carray(float32_at(level_at), (n,)), carray(float32_at(slope_at), (n,))
+    along = np.float32(0.0)
+    for i in range(n):
+        level[i] += get(dy, i)
+        product = get(dy, i) * (get(x, i) * scale)
+        slope[i] += product
+        along += product * gain[i]
+    return np.float64(along)
+
+
+@njit(**OPTIONS)
+def _row_gradient(kind, size, job, x_at, dy_at, dx_at, mean, rate, gain_at, level_at, slope_at):  # type: ignore[no-untyped-def]
+    """One row: dx = (γ dy − mean(γ dy) − x̂ · mean(γ dy x̂)) / √(σ² + ε); adds to Σ dy and Σ dy · x̂."""
     shift, scale = np.float32(mean), np.float32(rate)
     left = np.float32((np.float64(shift) - mean) * rate)
     plain = along = 0.0
-    for i in range(job.width):
-        each = get(dy, i)
-        hat = (get(x, i) - shift) * scale + left
-        level[i] += each
-        slope[i] += each * hat
-        plain += np.float64(each * gain[i])
-        along += np.float64(each * gain[i] * hat)
-    a = np.float32(along / job.width)
-    b = np.float32(plain / job.width if job.centre else 0.0)
-    for i in range(job.width):
+    for start in range(0, job.width, RUN):
+        n, to, at = min(RUN, job.width - start), size * start, 4 * start
+        if job.centre:
+            one, two = _run_sums(
+                kind, x_at + to, dy_at + to, n, shift, scale, left, gain_at + at, level_at + at, slope_at + at
+            )
+            plain += one
+            along += two
+        else:
+            along += _run_slopes(kind, x_at + to, dy_at + to, n, scale, gain_at + at, level_at + at, slope_at + at)
+    _row_back(kind, x_at, dy_at, dx_at, job.width, shift, scale, left, gain_at, plain / job.width, along / job.width)
+
+
+@njit(**OPTIONS)
+def _row_back(kind, x_at, dy_at, dx_at, n, shift, scale, left, gain_at, plain, along):  # type: ignore[no-untyped-def]
+    x, dy, dx = elements(kind, x_at, n), elements(kind, dy_at, n), elements(kind, dx_at, n)
+    gain = carray(float32_at(gain_at), (n,))
+    a, b = np.float32(along), np.float32(plain)
+    for i in range(n):
         hat = (get(x, i) - shift) * scale + left
         put(dx, i, (get(dy, i) * gain[i] - b - hat * a) * scale)
 
@@ -132,24 +173,25 @@ def _row_gradient(kind, job, x_at, dy_at, dx_at, mean, rate, gain, level, slope)
 def _backward_rows(kind, job, eps, first, last, shares):  # type: ignore[no-untyped-def]
     size = np.int64(2 if job.kind else 4)
     moments = carray(float64_at(job.moments), (2, job.rows))
-    gain, level, slope = (
-        np.ones(job.width, np.float32),
-        np.zeros(job.width, np.float32),
-        np.zeros(job.width, np.float32),
-    )
+    room = np.zeros((3, job.width), np.float32)  # γ, and the shares of Σ dy and Σ dy · x̂ until they are flushed
+    if job.weight:
+        room[0] = carray(float32_at(job.weight), (job.width,))
+    else:
+        room[0] = 1.0
+    gain_at = np.int64(room.ctypes.data)
+    level_at, slope_at = gain_at + 4 * job.width, gain_at + 8 * job.width
     for i in range(job.width):
         shares[0, i] = shares[1, i] = 0.0
-    if job.weight:
-        gain[:] = carray(float32_at(job.weight), (job.width,))
     for row in range(first, last):
         to = size * row * job.width
+        x_at, dy_at, dx_at = job.x + to, job.dy + to, job.y + to
         rate = 1.0 / math.sqrt(moments[1, row] + eps)
-        _row_gradient(kind, job, job.x + to, job.dy + to, job.y + to, moments[0, row], rate, gain, level, slope)
+        _row_gradient(kind, size, job, x_at, dy_at, dx_at, moments[0, row], rate, gain_at, level_at, slope_at)
         if (row - first) % FLUSH == FLUSH - 1 or row == last - 1:
             for i in range(job.width):
-                shares[0, i] += np.float64(level[i])
-                shares[1, i] += np.float64(slope[i])
-                level[i] = slope[i] = np.float32(0.0)
+                shares[0, i] += np.float64(room[1, i])
+                shares[1, i] += np.float64(room[2, i])
+            room[1:] = 0.0
 
 
 @njit(**OPTIONS)
