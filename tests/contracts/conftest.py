@@ -158,7 +158,7 @@ TAILORED: dict[str, Tailored] = {
         twin=lambda dims, **settings: None if dims else nn.RMSNorm(CHANNELS, **settings),
         invariant="matrix sample",
     ),
-    "scale": Tailored(summed=True, invariant="matrix sample"),
+    "scale": Tailored(invariant="matrix sample"),
     "recurrent-batch": Tailored(
         dims=(0, 1),
         call=moved(called),

@@ -79,7 +79,7 @@ def test_a_sample_of_the_batch_is_seen_where_statistics_are_shared(case):
 
 def test_training_and_evaluation_are_one_function_where_nothing_is_kept(case):
     if case.own.shared:
-        return
+        pytest.skip("evaluation takes running statistics")
     layer, x = case.make(), case.x()
     torch.testing.assert_close(case.call(layer.train(), x), case.call(layer.eval(), x), rtol=0, atol=0)
 
@@ -96,7 +96,7 @@ def test_samples_in_another_order(case, order, seed):
 def test_positions_in_another_order(case):
     """No member sees where a position is."""
     if case.dims == 0:
-        return
+        pytest.skip("has no positions")
     layer, x = case.make().double(), case.x().double()
     y = case.call(layer, x)
     torch.testing.assert_close(case.call(layer, x.flip(-1)), y.flip(-1), **EXACT)

@@ -6,7 +6,7 @@ every forked data loader worker that runs its own would die). `threads` splits t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,19 @@ def callback(function: Callable[..., None]) -> int:
 
 
 _kept: list[Any] = []
+
+
+def order(job: Sequence[int], eps: float) -> list[int]:
+    """What a call of a kernel reads: its job and ε; then the step, the source of its parts, their number, those taken.
+
+    Args:
+        job: sizes and addresses.
+        eps: ε.
+
+    Returns:
+        Its words, the last four 0.
+    """
+    return [*job, int(np.float64(eps).view(np.int64)), 0, 0, 0, 0]
 
 
 @intrinsic

@@ -394,7 +394,7 @@ def _join(job, eps, k, g0, g1):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _output_coefficients(job, eps, k, g0, g1):  # type: ignore[no-untyped-def]
-    """Y = (x − shift) · scale + offset: x − shift is exact near the mean, what shift's rounding left is in offset."""
+    """Of y = (x − shift) · scale + offset: x − shift is exact near the mean, what its rounding left is in offset."""
     moments = carray(float64_at(job.moments), (2, job.statistics, job.groups))
     coefficients = carray(float32_at(job.coefficients), (5, job.statistics, job.channels))
     shift, scale, offset = coefficients[0, k], coefficients[1, k], coefficients[2, k]
@@ -629,16 +629,3 @@ def build(half: bool) -> tuple[int, int]:
     if half:
         return callback(_forward_half), callback(_backward_half)
     return callback(_forward), callback(_backward)
-
-
-def order(job: Job, eps: float) -> list[int]:
-    """What a call reads: the job and ε; then step, source of the parts, their number, and how many were taken.
-
-    Args:
-        job: sizes and addresses.
-        eps: ε.
-
-    Returns:
-        Its words, the last four 0.
-    """
-    return [*job, int(np.float64(eps).view(np.int64)), 0, 0, 0, 0]

@@ -55,7 +55,7 @@ def channel_norm_ref(
     bounds: Sequence[int],
     centre: bool = True,
 ) -> Float[Tensor, "samples channels *positions"]:
-    """Y = γ · (x − μ) / √(σ² + ε) + β, each statistic over a run of samples and a group of channels.
+    """Normalise: y = γ · (x − μ) / √(σ² + ε) + β, each statistic over a run of samples and a group of channels.
 
     Args:
         x: `(samples, channels, *positions)`.
@@ -117,7 +117,7 @@ def row_norm_ref(
     eps: float,
     centre: bool = True,
 ) -> Float[Tensor, "*rows width"]:
-    """Y = γ · (x − μ) / √(σ² + ε) + β, one statistic a row; without `centre`, μ is 0 and σ² the mean square.
+    """Normalise: y = γ · (x − μ) / √(σ² + ε) + β, a statistic a row; not centred, μ is 0 and σ² the mean square.
 
     Args:
         x: rows along the last axis.

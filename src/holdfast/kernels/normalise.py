@@ -24,7 +24,8 @@ _COLUMN_PIECE = 8_192  # read twice: within a first-level cache
 _ALONE = 32_768  # elements below which one thread is faster than two
 _BLOCKS = 64  # of rows: enough to share between cores, few enough for their sums to stay small
 _ROWS = 16  # of a block, at least
-_SPARE = 64  # rooms of a shape that are kept for the next step: one for each layer of a deep network
+_SHAPES = 64  # of which the geometry is kept
+_SPARE = 4 << 20  # bytes of a shape's rooms that are kept for the next step; more would be a leak where shapes vary
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -150,7 +151,7 @@ def takes(x: Any, floor: int = 0) -> bool:
 def channel_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over: Channels, kept: Kept
 ) -> Tensor:
-    """Y = γ · (x − μ) / √(σ² + ε) + β, each statistic over a run of samples and a group of channels.
+    """Normalise: y = γ · (x − μ) / √(σ² + ε) + β, each statistic over a run of samples and a group of channels.
 
     Args:
         x: `(samples, channels, *positions)` that `takes` allows.
@@ -164,11 +165,12 @@ def channel_norm(
         The shape, type and layout of x.
     """
     # Made contiguous before the operation, which saves what it is given: a copy of its own would be in no graph.
-    return _ChannelNorm.apply(_laid_out(x)[0], weight, bias, eps, over, kept)  # type: ignore[no-untyped-call]
+    x, planes = _laid_out(x)
+    return _ChannelNorm.apply(x, planes, weight, bias, eps, over, kept)  # type: ignore[no-untyped-call]
 
 
 def row_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centre: bool, kept: Kept) -> Tensor:
-    """Y = γ · (x − μ) / √(σ² + ε) + β, one statistic a row; without `centre`, μ is 0 and σ² the mean square.
+    """Normalise: y = γ · (x − μ) / √(σ² + ε) + β, a statistic a row; not centred, μ is 0 and σ² the mean square.
 
     Args:
         x: rows along the last axis, which `takes` allows.
@@ -187,9 +189,15 @@ def row_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, 
 class _ChannelNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, over: Channels, kept: Kept
+        ctx: Any,
+        x: Tensor,
+        planes: bool,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        over: Channels,
+        kept: Kept,
     ) -> Tensor:
-        planes = _laid_out(x)[1]
         plan = _channel_plan(x.shape, planes, _TYPES[x.dtype], over, eps)
         room = plan.room()
         y = torch.empty_like(x)
@@ -213,7 +221,8 @@ class _ChannelNorm(torch.autograd.Function):
             def plain(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
                 return channel_norm_ref(x, weight, bias, eps, over.groups, over.bounds, over.centre)
 
-            return *_again(plain, (x, weight, bias), dy), None, None, None
+            slope, *others = _again(plain, (x, weight, bias), dy)
+            return slope, None, *others, None, None, None
         dx, dy, gain = torch.empty_like(x), _like(dy, x), _wide(weight)
         words = room.words
         words[plan.x], words[plan.y], words[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
@@ -222,7 +231,7 @@ class _ChannelNorm(torch.autograd.Function):
         totals = plan.view(room, "totals")
         if ctx.kept.room is room:
             ctx.kept.totals = totals  # a view, as long as the room is kept
-        return dx, *_parameter_gradients(totals.sum(1), weight, bias), None, None, None
+        return dx, None, *_parameter_gradients(totals.sum(1), weight, bias), None, None, None
 
 
 def _run_channels(which: int, plan: _Plan, room: _Room) -> None:
@@ -278,7 +287,8 @@ class _RowNorm(torch.autograd.Function):
         words[plan.x], words[plan.y], words[plan.dy] = x.data_ptr(), dx.data_ptr(), dy.data_ptr()
         words[plan.weight], words[plan.share] = _address(gain), shares.address
         plan.call(_compiled("rows", plan.kind)[1], room, 0, 0, plan.pieces)
-        totals = plan.shares.view(shares, "shares").sum(1)
+        used = plan.shares.view(shares, "shares")[: 2 * plan.pieces]
+        totals = used.reshape(2, plan.pieces, -1).sum(1)
         if ctx.kept.room is room:
             ctx.kept.totals = totals
         return dx, *_parameter_gradients(totals, weight, bias), None, None, None
@@ -367,13 +377,14 @@ class _Room:
         self.plan, self.words, self.address = plan, words, address
 
     def __del__(self) -> None:
-        if len(self.plan.free) < _SPARE:
+        if (len(self.plan.free) + 1) * self.words.nbytes <= _SPARE:
             self.plan.free.append((self.words, self.address))
 
 
-@lru_cache(512)
+@lru_cache(_SHAPES)
 def _channel_plan(shape: tuple[int, ...], planes: bool, kind: int, over: Channels, eps: float) -> _Plan:
-    from holdfast.kernels.norm_cpu import Job, order
+    from holdfast.kernels.native_cpu import order
+    from holdfast.kernels.norm_cpu import Job
 
     samples, channels = shape[:2]
     elements = math.prod(shape)
@@ -397,26 +408,28 @@ def _channel_plan(shape: tuple[int, ...], planes: bool, kind: int, over: Channel
     plan = _Plan(job, order(job, eps), arrays, elements)
     if not merged and over.groups == channels and over.centre:
         plan.samples = (samples, per_sample, positions, cut)
-    plan.planes, plan.statistics, plan.groups, plan.pieces, plan.starts = (
-        planes,
-        statistics,
-        over.groups,
-        pieces,
-        starts,
-    )
+    plan.planes, plan.statistics, plan.groups, plan.pieces = planes, statistics, over.groups, pieces
+    plan.starts = starts  # the kernel has its address
     return plan
 
 
-@lru_cache(512)
+@lru_cache(_SHAPES)
 def _row_plan(rows: int, width: int, kind: int, centre: bool, eps: float) -> _Plan:
-    from holdfast.kernels.row_norm_cpu import RowJob, order
+    from holdfast.kernels.native_cpu import order
+    from holdfast.kernels.row_norm_cpu import RowJob
 
     block = max(_ROWS, -(-rows // _BLOCKS))
     job = RowJob(kind, rows, width, block, int(centre), *[0] * 7)
     plan = _Plan(job, order(job, eps), {"moments": (2, rows)}, rows * width)
     plan.pieces, plan.share = -(-rows // block), job._fields.index("shares")
-    plan.shares = _Plan(None, (), {"shares": (2, plan.pieces, width)})
+    plan.shares = _row_shares(width)
     return plan
+
+
+@lru_cache(_SHAPES)
+def _row_shares(width: int) -> _Plan:
+    """Room for the blocks' shares, however many rows there are."""
+    return _Plan(None, (), {"shares": (2 * _BLOCKS, width)})
 
 
 def _again(norm: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor) -> tuple[Tensor | None, ...]:

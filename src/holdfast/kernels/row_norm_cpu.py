@@ -242,16 +242,3 @@ def build(half: bool) -> tuple[int, int]:
     if half:
         return callback(_forward_half), callback(_backward_half)
     return callback(_forward), callback(_backward)
-
-
-def order(job: RowJob, eps: float) -> list[int]:
-    """What a call reads: the job and ε; two words that are not used, the number of blocks, and how many were taken.
-
-    Args:
-        job: sizes and addresses.
-        eps: ε.
-
-    Returns:
-        Its words, the last four 0.
-    """
-    return [*job, int(np.float64(eps).view(np.int64)), 0, 0, 0, 0]

@@ -20,9 +20,6 @@ from holdfast.norms.spec import Axis, NormSpec, affine_of
 _LARGE = 1 << 22
 """Bytes from which the kernel is the faster one; torch's own is good, where the layout is contiguous."""
 
-_COLUMNS = 1 << 20
-"""The same of channels_last tensors, whose variance torch takes in one pass that loses digits."""
-
 
 class GroupNorm(Normaliser, nn.GroupNorm):
     r"""Cuts the channels of each sample into groups, and centres and scales each by its own mean and variance.
@@ -126,9 +123,9 @@ class GroupNorm(Normaliser, nn.GroupNorm):
             return empty(x, weight, bias)
         if values == shape[0] * self.num_groups:
             self._one_value(x)
-        plain = mask is None and not torch.compiler.is_compiling()
-        floor = _LARGE if x.is_contiguous() else _COLUMNS
-        if plain and weight is not None and bias is not None and not takes(x, floor):
+        # Of channels_last tensors torch takes the variance in one pass, which loses digits.
+        plain = mask is None and x.is_contiguous() and not torch.compiler.is_compiling()
+        if plain and weight is not None and bias is not None and not takes(x, _LARGE):
             return self._by_torch(x, weight, bias)
         over = Channels(self.num_groups, range(len(x) + 1))
         if mask is None:
@@ -139,14 +136,14 @@ class GroupNorm(Normaliser, nn.GroupNorm):
 
     def _by_torch(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         dtype = torch.float32 if x.dtype in HALVES else x.dtype
-        wide = x if x.dtype is dtype and x.is_contiguous() else x.to(dtype).contiguous()
+        wide = x if x.dtype is dtype else x.to(dtype)
         if weight.dtype is not dtype:
             weight, bias = weight.to(dtype), bias.to(dtype)
         samples, channels = x.shape[:2]
         sizes = (samples, channels, x.numel() // (samples * channels), self.num_groups)
         y, mean, rate = torch.native_group_norm(wide, weight, bias, *sizes, self.eps)
         self._keeping().take(y, mean, rate, self.eps, self._listened)
-        return y if wide is x else torch.empty_like(x, dtype=dtype).copy_(y).to(x.dtype)
+        return y if wide is x else y.to(x.dtype)
 
     def _one_value(self, x: Tensor) -> None:
         """Every group holds one value, of which there is no variance."""

@@ -33,7 +33,7 @@ class Normaliser:
             By name: `mean` and `variance` (biased), one value a statistic, in the input's unit and its square
             (`mean_square` where nothing is centred); after a backward pass also `gradient_sum` Σ dy and
             `gradient_product` Σ dy · x̂, each for every element of γ. Empty before the first pass. The sums of the
-            gradient begin with the pass after the first reading.
+            gradient begin with the pass after the first reading; a compiled graph does not hand them out.
         """
         self._listened = True
         return {} if self._kept is None else self._kept.figures()
