@@ -217,6 +217,7 @@ def watch(
     probe: Any = None,
     every: Every = "auto",
     budget: float = 0.01,
+    probe_every: Every | None = None,
     sites: Sequence[str] | None = None,
     mode: Mode = "sampled",
     max_elements: int = MAX_ELEMENTS,
@@ -236,6 +237,9 @@ def watch(
             arguments), 64 to 256 samples; without it there is no drift at lags beyond 1.
         every: observe every so many steps, or `"auto"`: as often as `budget` allows.
         budget: with `"auto"`, the monitor's largest share of the bare run's time.
+        probe_every: take the probes (one or two forwards more, and the measures that compare with them) every so many
+            steps, or `"auto"`: as often as `budget` allows. By default at every observed step; with `every="auto"`
+            it is `"auto"`: statistics then come more often than probes.
         sites: layers to observe, as shell patterns over module paths (`"encoder.*"`); all when `None`.
         mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
@@ -267,6 +271,7 @@ def watch(
         probe=probe,
         every=every,
         budget=budget,
+        probe_every=probe_every,
         sites=sites,
         mode=mode,
         max_elements=max_elements,

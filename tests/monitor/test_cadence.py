@@ -1,4 +1,5 @@
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -19,40 +20,95 @@ def test_an_alarm_observes_every_step_of_its_window():
     assert not cadence.alarmed(11)
 
 
-def simulate(monkeypatch, budget: float, steps: int, bare: float, price: float) -> tuple[list[int], float]:
-    """Steps observed, and the share after settling, on a clock of our own; a third of the price is writing."""
+@dataclass
+class Simulated:
+    """What was done on a clock of our own, and the share of the bare time that it took after settling."""
+
+    observed: list[int]
+    probed: list[int]
+    share: float
+
+
+def simulate(
+    monkeypatch, budget: float, *, bare: float, price: float, statistics: float = 0.0, each: float = 0.0, steps=6000
+) -> Simulated:
+    """Probes cost `price`, a third of it writing; statistics alone `statistics`; every step `each`."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     cadence = Cadence("auto", budget)
-    observed, spent_after_settling = [], 0.0
+    observed, probed, spent = [], [], 0.0
     for step in range(1, steps + 1):
         wanted = cadence.wants(step)
+        probing = wanted and cadence.probes(step)
         begin = clock[0]
         clock[0] += bare
-        if wanted:
-            with cadence.timed("measures"):
-                clock[0] += price * 2 / 3
-            cadence.account.writing += price / 3
-            cadence.observed()
-            observed.append(step)
-            spent_after_settling += price if step > SETTLED else 0.0
+        cost = each + (price if probing else statistics if wanted else 0.0)
+        with cadence.timed("measures"):
+            clock[0] += cost * 2 / 3
+        cadence.account.writing += cost / 3
+        observed += [step] * wanted
+        probed += [step] * probing
+        spent += cost if step > SETTLED else 0.0
+        cadence.stepped(observed=wanted, probed=probing)
         cadence.account.run += clock[0] - begin
         clock[0] += 100  # between steps somebody else may take his time
-    return observed, spent_after_settling / ((steps - SETTLED) * bare)
+    return Simulated(observed, probed, spent / ((steps - SETTLED) * bare))
 
 
-def test_auto_stays_under_its_budget_after_settling(monkeypatch):
-    for budget, price in [(0.01, 0.03), (0.05, 0.004), (0.01, 0.5)]:
-        observed, share = simulate(monkeypatch, budget, 6000, bare=0.001, price=price)
-        assert set(observed) >= SETTLING
-        assert share <= budget
-        if price / 0.001 / budget < 3000:
-            assert share >= 0.7 * budget, "the budget is there to be used"
+@pytest.mark.parametrize("budget", [0.01, 0.05])
+@pytest.mark.parametrize(("price", "statistics"), [(0.03, 0.001), (0.004, 0.0001), (0.5, 0.0)])
+def test_auto_stays_under_its_budget_after_settling(monkeypatch, budget, price, statistics):
+    found = simulate(monkeypatch, budget, bare=0.001, price=price, statistics=statistics)
+    assert set(found.probed) >= SETTLING
+    assert found.share <= budget
+    if statistics and price / 0.001 / budget < 1500:
+        assert found.share >= 0.8 * budget, "the budget is there to be used"
+        assert len(found.observed) > 3 * len(found.probed), "statistics are the cheaper, and come more often"
+
+
+def test_auto_leaves_to_statistics_and_probes_what_every_step_costs_already(monkeypatch):
+    found = simulate(monkeypatch, 0.01, bare=0.001, price=0.003, statistics=0.0003, each=0.000004)
+    assert 0.008 <= found.share <= 0.01
+    dear = simulate(monkeypatch, 0.01, bare=0.001, price=0.003, statistics=0.0003, each=0.00002)
+    assert max(dear.observed) <= SETTLED + 1, "once, to learn the price; then nothing is left"
 
 
 def test_auto_observes_every_step_when_that_is_cheap(monkeypatch):
-    observed, _ = simulate(monkeypatch, 0.01, 400, bare=1.0, price=0.001)
-    assert observed[-190:] == list(range(211, 401))
+    found = simulate(monkeypatch, 0.01, steps=400, bare=1.0, price=0.001, statistics=0.0001)
+    assert found.probed[-190:] == list(range(211, 401))
+
+
+def test_probes_at_a_cadence_of_their_own():
+    cadence = Cadence(every=2, probe_every=6)
+    wanted = [step for step in range(1, 20) if cadence.wants(step)]
+    assert wanted == [1, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [step for step in wanted if cadence.probes(step)] == [1, 6, 12, 18]
+    cadence = Cadence(every=4, probe_every=6)  # a step with probes is observed
+    assert [step for step in range(1, 14) if cadence.wants(step)] == [1, 4, 6, 8, 12]
+
+
+def test_at_a_fixed_cadence_all_of_the_budget_is_the_probes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    cadence = Cadence(every=1, budget=0.1, probe_every="auto")
+    probed = 0
+    for step in range(1, 2001):
+        assert cadence.wants(step)
+        probing = cadence.probes(step)
+        begin = clock[0]
+        clock[0] += 1.0
+        with cadence.timed("probes"):
+            clock[0] += 1.0 if probing else 0.01
+        cadence.stepped(observed=True, probed=probing)
+        cadence.account.run += clock[0] - begin
+        probed += probing and step > SETTLED
+    assert 0.08 * 1800 <= probed <= 0.1 * 1800
+
+
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_an_unusable_cadence_of_probes(value):
+    with pytest.raises(InputError, match="probe_every='auto' or a whole number of steps ≥ 1"):
+        Cadence(every=1, probe_every=value)
 
 
 @pytest.mark.parametrize("every", [0, -1, True])

@@ -462,14 +462,14 @@ def test_an_error_of_the_monitors_own_does_not_reach_training(record, monkeypatc
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recording = record(model, optimizer, strict=False)
-    original = recording.watch._observer._observe
+    original = recording.watch._observer._reader
 
-    def broken(site, tensor, layout):
-        if site.module == "2":
+    def broken(path, *rest):
+        if path == "2":
             raise ZeroDivisionError("planted")
-        return original(site, tensor, layout)
+        return original(path, *rest)
 
-    monkeypatch.setattr(recording.watch._observer, "_observe", broken)
+    monkeypatch.setattr(recording.watch._observer, "_reader", broken)
     with pytest.warns(RuntimeWarning, match=r"reading '2' failed .* ZeroDivisionError: planted \(training goes on"):
         train(model, optimizer, batches(1))
     with warnings.catch_warnings():
@@ -626,7 +626,7 @@ def test_warnings_turned_into_errors_do_not_reach_training(record, monkeypatch, 
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recording = record(model, optimizer, strict=False)
-    monkeypatch.setattr(recording.watch._observer, "_observe", lambda *_: 1 / 0)
+    monkeypatch.setattr(recording.watch._observer, "_reader", lambda *_: 1 / 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, optimizer, batches(3))
@@ -719,3 +719,23 @@ def test_the_account_is_recorded(record):
     assert event.data["observed"] == 4  # 1, 2, 4, 6
     assert event.data["overhead"] > 0
     assert set(event.data["seconds"]) == {"run", "hooks", "measures", "probes", "hand-off", "writing"}
+
+
+def test_statistics_come_at_every_observed_step_and_measures_at_those_with_probes(record):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record(model, optimizer, probe_every=3, mode="exact", probe=torch.randn(8, 6))
+    data = batches(7)
+    train(model, optimizer, data)
+    history = recording.close()
+    site = Site("0", "input")
+    summaries = dict(history.summaries(site))
+    assert list(summaries) == list(range(1, 8))
+    assert {each.step for each in history.readings("parameter-drift", site)} == {1, 3, 6}
+    assert {each.step for each in history.readings("update-ratio")} == {1, 3, 6}
+    for step, channels in history.channels(site):
+        inputs = data[step - 1][0].double()
+        assert summaries[step].moments.m2 == pytest.approx(inputs.var(correction=0).item() * inputs.numel(), rel=1e-9)
+        assert channels.mean.tolist() == pytest.approx(inputs.mean(0).tolist(), rel=1e-6)
+    (account,) = history.events("cadence")
+    assert (account.data["observed"], account.data["probed"]) == (7, 3)

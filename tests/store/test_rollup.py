@@ -10,7 +10,7 @@ from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.sketch import Sketch
 from holdfast.stats.summary import Summary
 from holdfast.store.rollup import bucket_end, merge
-from holdfast.store.rows import ROLLED, channels, reading_rows, readings, summaries, summary_row
+from holdfast.store.rows import ROLLED, channels, reading_rows, readings, statistic_row, summaries
 
 STEPS = np.array([1, 2, 4, 9, 10, 11, 25, 30])
 BUCKETS = [slice(0, 5), slice(5, 6), slice(6, 8)]  # steps 1–10, 11–20, 21–30
@@ -26,7 +26,7 @@ def test_summaries_merge_as_plus_does(record_of, offset):
     found = [Summary.unpack(each.pack() + offset * (np.arange(78) == 1)) for each in found]  # shift the means
     found[2] = Summary.empty()
     found[2] = Summary(found[2].moments, found[2].extremes, found[2].counts, Sketch.empty(-2))
-    stack = np.array([[summary_row(each) for each in found]] * 2)
+    stack = np.array([[statistic_row(each) for each in found]] * 2)
     steps, merged = merge("summary", 10, STEPS, stack)
     assert steps.tolist() == [10, 11, 30]
     for rows in merged:
@@ -36,21 +36,21 @@ def test_summaries_merge_as_plus_does(record_of, offset):
             assert np.array_equal(row[5:], expected.pack()[5:])  # extremes, counts and bins exactly
 
 
-def test_summary_rows_are_what_pack_says_and_come_back(record_of):
+def test_statistic_rows_are_what_pack_says_and_come_back(record_of):
     found = list(record_of(2).summaries.values())
-    rows = np.array([summary_row(each) for each in found])
+    rows = np.array([statistic_row(each) for each in found])
     assert np.array_equal(rows, [each.pack() for each in found])
     assert list(summaries(rows)) == found
 
 
 def test_empty_summaries_merge_to_an_empty_one():
-    _, merged = merge("summary", 10, np.array([1, 2]), np.array([[summary_row(Summary.empty())] * 2]))
+    _, merged = merge("summary", 10, np.array([1, 2]), np.array([[statistic_row(Summary.empty())] * 2]))
     assert next(summaries(merged[0])) == Summary.empty()
 
 
 def test_sketches_of_two_scales_keep_the_later():
     one, two = (Summary.unpack(np.r_[1, 0, 0, 0, 0, 0, 0, 1, np.zeros(5), e, 1, np.zeros(63)]) for e in (-2, 5))
-    _, merged = merge("summary", 10, np.array([1, 2, 3]), np.array([[summary_row(each) for each in (one, two, two)]]))
+    _, merged = merge("summary", 10, np.array([1, 2, 3]), np.array([[statistic_row(each) for each in (one, two, two)]]))
     (summary,) = summaries(merged[0])
     assert (summary.counts.total, summary.sketch.exponent, summary.sketch.count) == (3, 5, 2)
 

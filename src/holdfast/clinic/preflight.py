@@ -112,7 +112,7 @@ def preflight(
             1,
             values={"loss": loss, "gradient-norm": float(nn.utils.get_total_norm(list(gradients.values())))},
             summaries={site: each.summary for site, each in seen.items()}
-            | {site: each.summary for site, each in flow.items()},
+            | {site: each.seen.summary for site, each in flow.items()},
             channels={site: each.channels for site, each in seen.items()},
             readings=tuple(readings),
             events=() if math.isfinite(loss) else (nonfinite_event(inner, call, loss, step=1),),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numba import carray, njit, types  # type: ignore[attr-defined]
@@ -375,6 +374,7 @@ def _finish(values, lanes, sums, channels, bins):  # type: ignore[no-untyped-def
         bins[CELL_BIN[cell]] += np.int64(lanes[0, cell]) + lanes[1, cell] + lanes[2, cell] + lanes[3, cell]
 
 
+@njit(**OPTIONS)
 def _summarise(  # type: ignore[no-untyped-def]
     kind, address, shape, strides, inverse_scale, threshold, room, lanes, sums, totals, channels, features, bins
 ):
@@ -440,63 +440,53 @@ def _summarise(  # type: ignore[no-untyped-def]
     _finish(shape[0] * shape[2], lanes, sums, channels, bins)
 
 
-_TRIPLE = types.UniTuple(types.int64, 3)  # type: ignore[no-untyped-call]
-SIGNATURE = types.void(
-    types.int64,
-    types.int64,
-    _TRIPLE,
-    _TRIPLE,
-    types.float64,
-    types.float64,
-    types.float64[::1],
-    types.uint32[:, ::1],
-    types.float64[:, ::1],
-    types.float64[::1],
-    types.float64[:, ::1],
-    types.float32[:, ::1],
-    types.int64[::1],
+def _look(order, address, phase, vector, channels, features):  # type: ignore[no-untyped-def]
+    """Read the part of a tensor that a window shows at a phase: `vector` as `Summary` packs it, `channels`, `features`.
+
+    Returns:
+        How many samples and positions were read.
+    """
+    kind, step, stride = order[0], order[7], order[4]
+    first = np.int64(phase * step)
+    samples = (order[1] - first + step - 1) // step
+    leap = order[8]
+    start = np.int64(phase * min(leap, order[3]))
+    positions = (order[3] - start + leap - 1) // leap
+    size = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 2
+    address += size * (first * stride + start * order[6])
+    shape, strides = (samples, order[2], positions), (stride * step, order[5], order[6] * leap)
+
+    room = np.empty(4 * TILE)
+    lanes = np.zeros((4, 2 * CELLS), np.uint32)  # counts enough for 2**34 elements
+    sums, totals, bins = np.zeros((7, order[2])), np.zeros(12), np.zeros(BINS, np.int64)
+    if not features.shape[0]:  # nobody wants them
+        features = np.empty((samples, order[2]), np.float32)
+    scale, threshold = as_float64(order[9]), as_float64(order[10])
+    _summarise(kind, address, shape, strides, scale, threshold, room, lanes, sums, totals, channels, features, bins)
+    vector[:7], vector[8:13] = totals[:7], totals[7:]
+    vector[7], vector[13] = samples * order[2] * positions, order[11]
+    for k in range(BINS):
+        vector[14 + k] = bins[k]
+    return samples, positions
+
+
+_ROW = types.float64[::1]
+_TABLE = types.float64[:, ::1]
+SIGNATURE = types.UniTuple(types.int64, 2)(  # type: ignore[no-untyped-call]
+    types.int64[::1], types.int64, types.float64, _ROW, _TABLE, types.float32[:, ::1]
 )
 
 
-class Arrays(NamedTuple):
-    """The fields of `figures.BlockFigures`, as arrays."""
-
-    totals: NDArray[np.float64]
-    channels: NDArray[np.float64]
-    features: NDArray[np.float32]
-    bins: NDArray[np.int64]
-
-
-def build() -> Callable[..., Arrays]:
+def build() -> Callable[..., tuple[int, int]]:
     """Compile, or load what an earlier process compiled.
 
     Numba looks for a writable cache beside this file, in `NUMBA_CACHE_DIR` and in the user's cache; it raises where
     there is none, and then every process compiles for itself.
 
     Returns:
-        `run(kind, address, shape, strides, inverse_scale, threshold)`, which gives the arrays.
+        `look(order, address, phase, vector, channels, features)`: see `_look`.
     """
     try:
-        kernel = njit(SIGNATURE, cache=True, **OPTIONS)(_summarise)
+        return njit(SIGNATURE, cache=True, **OPTIONS)(_look)
     except (RuntimeError, OSError):
-        kernel = njit(SIGNATURE, **OPTIONS)(_summarise)
-
-    def run(
-        kind: int,
-        address: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        inverse_scale: float,
-        threshold: float,
-    ) -> Arrays:
-        samples, channels, _ = shape
-        room = np.empty(4 * TILE)
-        lanes = np.zeros((4, 2 * CELLS), np.uint32)  # counts enough for 2**34 elements
-        sums = np.zeros((7, channels))
-        found = Arrays(
-            np.zeros(12), np.empty((channels, 4)), np.empty((samples, channels), np.float32), np.zeros(BINS, np.int64)
-        )
-        kernel(kind, address, shape, strides, inverse_scale, threshold, room, lanes, sums, *found)
-        return found
-
-    return run
+        return njit(SIGNATURE, **OPTIONS)(_look)

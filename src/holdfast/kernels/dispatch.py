@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.kernels import compiler
-from holdfast.kernels.bins import EXPONENT_LIMIT
 from holdfast.kernels.block_ref import summarise_block_ref
 from holdfast.kernels.figures import BlockFigures
-
-# The order in which `block_cpu` numbers them.
-_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+from holdfast.kernels.lens import KINDS, Lens, Window
 
 
 def summarise_block(
@@ -39,24 +36,21 @@ def summarise_block(
         >>> summarise_block(torch.tensor([[[1.0], [float("nan")]]]), 0, float("inf")).totals[[0, 8]].tolist()
         [1.0, 1.0]
     """
-    if block.ndim != 3 or block.dtype not in _KINDS or block.is_meta:
+    if block.ndim != 3 or block.dtype not in KINDS or block.is_meta:
         raise InputError(
             "a tensor (samples, channels, positions) of float32, float64, bfloat16 or float16 with data",
             f"{tuple(block.shape)} of {block.dtype} on {block.device}",
             "reshape it, or leave the site out with sites=",
         )
-    compiled = compiler.kernel() if readable(block) else None
-    if compiled is None:
+    found = None
+    if readable(block):
+        lens = Lens(KINDS[block.dtype], Window(*block.shape, *block.stride()), exponent, threshold)
+        found = lens.look(block.data_ptr(), 0.0, features=True)
+    if found is None:
         return summarise_block_ref(block, exponent, threshold)
-    found = compiled(
-        _KINDS[block.dtype],
-        block.data_ptr(),
-        tuple(block.shape),
-        block.stride(),
-        2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent)),
-        threshold,
-    )
-    return BlockFigures(*(torch.from_numpy(each) for each in found))
+    totals = np.delete(found.vector[:13], 7)  # without the number of all values
+    bins = found.vector[14:].astype(np.int64)
+    return BlockFigures(*(torch.from_numpy(each) for each in (totals, found.channels, found.features, bins)))
 
 
 def readable(block: Tensor) -> bool:
@@ -75,7 +69,7 @@ def readable(block: Tensor) -> bool:
         type(block) in (Tensor, nn.Parameter)
         and block.device.type == "cpu"
         and block.layout is torch.strided
-        and block.dtype in _KINDS
+        and block.dtype in KINDS
         and not torch._C._functorch.is_functorch_wrapped_tensor(block)
         and not block.is_neg()
         and not block.is_conj()

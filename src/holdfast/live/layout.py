@@ -7,6 +7,7 @@ as many samples as possible first (the unit of inference is the sample), then ch
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from torch.nn.modules.pooling import (
     _LPPoolNd,
     _MaxPoolNd,
 )
+
+from holdfast.kernels.lens import Window
 
 # Layers whose features lie on axis 1 whatever follows it, and layers whose features are the last axis.
 _CHANNELS_SECOND = (
@@ -132,6 +135,52 @@ class Sampling:
         return cls(max_elements, math.ceil(channels / max(1, max_elements // samples)))
 
 
+def window_of(tensor: Tensor, layout: Layout, sampling: Sampling) -> Window | None:
+    """Which elements of a tensor are read, by strides: the same for all tensors of its shape and strides.
+
+    Args:
+        tensor: as the layer sees it.
+        layout: where its samples and features lie.
+        sampling: which part to read.
+
+    Returns:
+        At most `sampling.max_elements` elements (or one sample with one position of each channel, where that is more);
+        `None` where the axes of positions do not merge into one stride.
+
+    Example:
+        >>> import torch
+        >>> window_of(torch.zeros(8, 16, 10, 10), Layout(0, 1), Sampling(1280, 1))
+        Window(samples=8, channels=16, positions=100, sample_stride=1600, channel_stride=100, position_stride=1, \
+sample_step=1, position_step=11)
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    if layout.channels is None:
+        samples, channels, positions, position_stride = math.prod(shape), 1, 1, 1
+        if len(shape) != 1:
+            return None
+        sample_stride = channel_stride = strides[0]
+    else:
+        rest = [axis for axis in range(tensor.ndim) if axis not in (layout.samples, layout.channels)]
+        rest = [axis for axis in rest if shape[axis] != 1]
+        if any(strides[a] != strides[b] * shape[b] for a, b in itertools.pairwise(rest)):
+            return None
+        position_stride = strides[rest[-1]] if rest else 1
+        positions = math.prod(shape[axis] for axis in rest)
+        samples, sample_stride = shape[layout.samples], strides[layout.samples]
+        channels = math.ceil(shape[layout.channels] / sampling.channel_step)
+        channel_stride = strides[layout.channels] * sampling.channel_step
+    window = Window(samples, channels, positions, sample_stride, channel_stride, position_stride)
+    limit = sampling.max_elements
+    if limit is None or samples * channels * positions <= limit:
+        return window
+    fit = max(1, limit // channels)
+    every = math.ceil(samples / fit) if samples > fit else 1
+    kept = max(1, limit // (math.ceil(samples / every) * channels))
+    # An odd step shares no factor with the usual widths, powers of two, so that no column is read every time.
+    leap = 1 if kept >= positions else math.ceil(positions / kept) | 1
+    return window._replace(sample_step=every, position_step=leap)
+
+
 def block(
     tensor: Tensor, layout: Layout, sampling: Sampling, phase: float
 ) -> Shaped[Tensor, "samples channels positions"]:
@@ -160,8 +209,11 @@ def block(
         rest = [axis for axis in range(tensor.ndim) if axis not in (layout.samples, layout.channels)]
         view = tensor.permute(layout.samples, layout.channels, *rest)
         view = view.unsqueeze(-1) if not rest else view
-    if sampling.channel_step > 1:
-        view = view[:, :: sampling.channel_step]
+    view = view[:, :: sampling.channel_step] if sampling.channel_step > 1 else view
+    window = window_of(tensor, layout, sampling)
+    if window is not None:
+        sample, position = window.start(phase)
+        return view.flatten(2)[sample :: window.sample_step, :, position :: window.position_step]
     limit = sampling.max_elements
     if limit is None or view.numel() <= limit:
         return view.flatten(2)
@@ -169,27 +221,9 @@ def block(
     if view.shape[0] > samples:
         step = math.ceil(view.shape[0] / samples)
         view = view[int(phase * step) :: step]
+    # Positions that do not merge into one stride: read the whole of evenly spaced slices of their first axis.
     positions = math.prod(view.shape[2:])
     kept = max(1, limit // max(1, view.shape[0] * view.shape[1]))
-    if kept >= positions:
-        return view.flatten(2)
-    # An odd step shares no factor with the usual widths, powers of two, so that no column is read every time.
-    step = math.ceil(positions / kept) | 1
-    start = int(phase * min(step, positions))
-    if view.ndim == 3:
-        return view[:, :, start::step]
-    merged = _merged(view)
-    if merged is not None:
-        return merged[:, :, start::step]
-    # Positions that do not merge into one stride: read the whole of evenly spaced slices of their first axis.
-    slices = max(1, kept * view.shape[2] // positions)
+    slices = min(view.shape[2], max(1, kept * view.shape[2] // positions))
     step = math.ceil(view.shape[2] / slices)
     return view[:, :, int(phase * step) :: step].flatten(2)
-
-
-def _merged(view: Tensor) -> Tensor | None:
-    """The position axes as one, `None` where that would copy."""
-    try:
-        return view.view(view.shape[0], view.shape[1], -1)
-    except RuntimeError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Account:
     writing: float = 0.0
     run: float = 0.0
     observed: int = 0
+    probed: int = 0
 
     @property
     def spent(self) -> float:
@@ -51,19 +53,41 @@ class Account:
 
 
 @dataclass(slots=True)
+class Purse:
+    """What one kind of the monitor's work has cost since settling, and what it will cost next time.
+
+    The price is a running maximum that forgets by halves, so that one cheap time does not let two dear ones through.
+    """
+
+    spent: float = 0.0
+    price: float = 0.0
+
+    def pay(self, seconds: float) -> None:
+        """Tell what it cost this time."""
+        self.spent += seconds
+        self.price = max(seconds, 0.5 * (self.price + seconds))
+
+    def holds(self, limit: float) -> bool:
+        """Whether once more keeps it under a limit in seconds."""
+        return self.spent + self.price <= limit
+
+
+@dataclass(slots=True)
 class Cadence:
-    """Decides step by step whether to observe.
+    """Decides step by step what is done: nothing, statistics of every layer, or probes and measures beside them.
 
     With a number, every so many steps (and the first). With `"auto"`, a few steps while settling, and from then on
-    whenever the observation to come, at the price of the last ones, keeps the monitor's share of the steps' time since
-    settling under the budget.
+    whenever the work to come, at the price of the last times, keeps its share of the steps' time since settling
+    under its part of the budget: a half for statistics, a half for probes, of what the work of every step leaves.
 
     Args:
-        every: a whole number of steps, or `"auto"`.
+        every: steps from one observation to the next, or `"auto"`.
         budget: the monitor's largest share of the bare steps' time, `"auto"` only.
+        probe_every: the same for probes; by default at every step that is observed, with `every="auto"` as often as
+            the budget allows.
 
     Raises:
-        InputError: `every` or `budget` is not usable.
+        InputError: `every`, `probe_every` or `budget` is not usable.
 
     Example:
         >>> cadence = Cadence(every=3)
@@ -73,32 +97,60 @@ class Cadence:
 
     every: Every = "auto"
     budget: float = 0.01
+    probe_every: Every | None = None
     account: Account = field(default_factory=Account)
-    _price: float = 0.0
-    _spent_before: float = 0.0
-    _settled_at: tuple[float, float] | None = None
+    _before: float = 0.0
+    _bare_before: float | None = None
+    _each: Purse = field(default_factory=Purse)
+    _statistics: Purse = field(default_factory=Purse)
+    _probes: Purse = field(default_factory=Purse)
     _alarm_until: int = 0
     _booking: bool = False
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
-        if self.every != "auto" and not whole:
-            raise InputError("every='auto' or a whole number of steps ≥ 1", repr(self.every), "type: every='auto'")
+        for name, value in (("every", self.every), ("probe_every", self.probe_every)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value != "auto" and not whole and (value is not None or name == "every"):
+                wanted = f"{name}='auto' or a whole number of steps ≥ 1"
+                raise InputError(wanted, repr(value), f"type: {name}='auto'")
         if not 0 < self.budget <= 1:
             raise InputError("a budget above 0 and at most 1", repr(self.budget), "type: budget=0.01 for one per cent")
+        if self.probe_every is None and self.every == "auto":
+            self.probe_every = "auto"
 
     def wants(self, step: int) -> bool:
         """Whether to observe a step, asked once, before it begins."""
-        if step <= self._alarm_until:
+        if step == 1 or step <= self._alarm_until or self.probes(step, wanted=False):
             return True
         if self.every != "auto":
-            return step == 1 or step % self.every == 0
+            return step % self.every == 0
+        return self._statistics.holds(self._left(step) / 2)
+
+    def probes(self, step: int, *, wanted: bool = True) -> bool:
+        """Whether a step gets probes and measures too.
+
+        Args:
+            step: the step to come.
+            wanted: whether the step is observed anyway.
+        """
+        if self.probe_every is None or step == 1 or step <= self._alarm_until:
+            return wanted
+        if self.probe_every != "auto":
+            return step % self.probe_every == 0
         if step <= SETTLED:
             return step in SETTLING
-        if self._settled_at is None:
-            self._settled_at = (self.account.bare, self.account.spent)
-        bare, spent = self._settled_at
-        return self.account.spent - spent + self._price <= self.budget * (self.account.bare - bare)
+        # Observed at a fixed cadence, statistics are what somebody asked for: all of the budget is the probes'.
+        return self._probes.holds(self._left(step) / (2 if self.every == "auto" else 1))
+
+    def _left(self, step: int) -> float:
+        """Seconds that the budget allows since settling, less what was spent on every step."""
+        if step <= SETTLED:
+            return -math.inf
+        if self._bare_before is None:
+            self._bare_before = self.account.bare
+            for purse in (self._each, self._statistics, self._probes):
+                purse.spent = 0.0
+        return self.budget * (self.account.bare - self._bare_before) - self._each.spent
 
     def alarm(self, step: int, window: int = 20) -> None:
         """Observe every step of a window: something happened."""
@@ -108,15 +160,17 @@ class Cadence:
         """Whether a step lies in an alarm's window."""
         return step <= self._alarm_until
 
-    def observed(self) -> None:
-        """Tell that the observation of a step is over: what was spent since the last one is its price.
+    def stepped(self, *, observed: bool, probed: bool) -> None:
+        """Tell that a step is over: what was spent since the last one is the price of what was done.
 
-        The price kept is a running maximum that forgets by halves, so that one cheap observation does not let two
-        dear ones through.
+        Args:
+            observed: whether it was.
+            probed: whether it had probes and measures.
         """
-        seconds, self._spent_before = self.account.spent - self._spent_before, self.account.spent
-        self.account.observed += 1
-        self._price = max(seconds, 0.5 * (self._price + seconds))
+        seconds, self._before = self.account.spent - self._before, self.account.spent
+        self.account.observed += observed
+        self.account.probed += probed
+        (self._probes if probed else self._statistics if observed else self._each).pay(seconds)
 
     @contextmanager
     def timed(self, cause: Literal["hooks", "measures", "probes", "hand_off"]) -> Iterator[None]:

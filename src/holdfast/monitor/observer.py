@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,15 @@ from torch import Tensor, nn
 from holdfast.core.protocols import Telemetry
 from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
+from holdfast.kernels.dispatch import readable
+from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.hooks import HookSet, on_gradient
-from holdfast.live.layout import Layout, Sampling, block, layout_of
+from holdfast.live.layout import Layout, Sampling, block, layout_of, window_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
 from holdfast.stats.batch_statistics import BatchStatistics, Running
+from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
-from holdfast.stats.summary import Summary
 
 MAX_ELEMENTS = 16_384
 """Elements read of a tensor in sampled mode, all samples first."""
@@ -32,24 +36,24 @@ class Gradient:
     """What was seen of the gradient at a layer's output.
 
     Args:
-        summary: over the elements read.
+        seen: over the elements read.
         elements: how many the gradient has.
         samples: how many rows it has.
         scale: what a gradient scaler multiplied it by.
     """
 
-    summary: Summary
+    seen: Observation
     elements: int
     samples: int
     scale: float = 1.0
 
     def __add__(self, other: Gradient) -> Gradient:
-        return Gradient(self.summary + other.summary, self.elements + other.elements, self.samples + other.samples)
+        return Gradient(self.seen + other.seen, self.elements + other.elements, self.samples + other.samples)
 
     @property
     def norm(self) -> float:
         """L2 norm of the unscaled gradient, from the mean square of the elements read."""
-        return float(self.summary.moments.rms * self.elements**0.5) / self.scale
+        return self.seen.rms * self.elements**0.5 / self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +123,6 @@ def roles(leaves: Sequence[tuple[str, nn.Module]], structure: Structure) -> Role
     return Roles(saturating, rectifiers, rectified, sources, batch_first == {False})
 
 
-@dataclass(slots=True)
-class _Known:
-    """A tensor seen as some layer's output, so that the next layer need not read it again."""
-
-    tensor: weakref.ref[Tensor]
-    version: int
-    layout: Layout
-    sampling: Sampling
-    observation: Observation
-
-
 @dataclass(frozen=True, slots=True)
 class _Lay:
     """How a tensor lay: what follows it element by element lies the same way when it has the same axes."""
@@ -147,6 +140,77 @@ class _Lay:
         return self.channels > 0 and tensor.ndim == self.axes and self == _Lay.of(tensor, self.layout)
 
 
+class _Reader:
+    """How the tensors of one place are read, worked out once for those of one shape, type and strides."""
+
+    __slots__ = (
+        "_dtype",
+        "_exponents",
+        "_lens",
+        "_place",
+        "_shape",
+        "_strides",
+        "layout",
+        "sampling",
+        "site",
+        "threshold",
+        "window",
+    )
+
+    def __init__(
+        self,
+        site: Site,
+        tensor: Tensor,
+        layout: Layout,
+        sampling: Sampling,
+        threshold: float | None,
+        exponents: dict[tuple[str, Port, str], int],
+    ) -> None:
+        self.site, self.layout, self.sampling, self.threshold = site, layout, sampling, threshold
+        self._exponents, self._place = exponents, (site.module, site.port, site.leaf)
+        self._shape, self._strides, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
+        self.window = window_of(tensor, layout, sampling) if readable(tensor) else None
+        self._lens: Lens | None = None
+
+    @property
+    def exponent(self) -> int | None:
+        """Of the sketch's scale: one for all calls and phases of a place, so that they merge; `None` at first."""
+        return self._exponents.get(self._place)
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies as the one for which the reader was made."""
+        return (
+            tensor.shape == self._shape
+            and tensor.dtype is self._dtype
+            and tensor.stride() == self._strides
+            and (self.window is None or readable(tensor))
+        )
+
+    def read(self, tensor: Tensor, where: float, *, features: bool) -> Observation:
+        """Look at a tensor that fits."""
+        if self._lens is None and self.window is not None and self.exponent is not None:
+            beyond = math.inf if self.threshold is None else self.threshold
+            self._lens = Lens(KINDS[self._dtype], self.window, self.exponent, beyond)
+        if self._lens is not None:
+            looked = self._lens.look(tensor.data_ptr(), where, features=features)
+            if looked is not None:
+                return Observation.of(looked)
+        with torch.no_grad():
+            part = block(tensor, self.layout, self.sampling, where)
+            seen = observe(part, exponent=self.exponent, threshold=self.threshold)
+        self._exponents.setdefault(self._place, seen.exponent)
+        return seen
+
+
+class _Known(NamedTuple):
+    """A tensor seen as some layer's output, so that the next layer need not read it again."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    reader: _Reader
+    observation: Observation
+
+
 class Observer:
     """Reads every leaf layer during the passes of one step.
 
@@ -160,9 +224,9 @@ class Observer:
         roles: from `roles`; when given anew later, in force from the next `begin`.
         failed: called with a layer's path and the exception when reading it failed; the layer is left out from
             then on.
-        timed: context manager under which the work in hooks is booked.
 
     Attributes:
+        seconds: spent in hooks so far.
         observations: what was read since `begin`, by site.
         gradients: what was seen on the way back since `begin`, by site.
         normalised: what batch normalisers did in the passes trained on since `begin`, by the site of their input; of
@@ -179,20 +243,21 @@ class Observer:
         max_elements: int | None,
         roles: Roles,
         failed: Callable[[str, Exception], None],
-        timed: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._stream = stream
         self._max_elements = max_elements
         self.roles = roles
         self.skipped: dict[str, str] = {}
         self._failed = failed
-        self._timed = timed
+        self.seconds = 0.0
         self._left_out: set[str] = set()
         self._exponents: dict[tuple[str, Port, str], int] = {}
         self._samplings: dict[tuple[str, Port, str, Layout], Sampling] = {}
         self._lays: dict[tuple[str, Port, str], _Lay] = {}
+        self._readers: dict[tuple[str, Port, str, int, Phase], _Reader] = {}
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._running: dict[str, Running | None] = {}
+        self.in_force = roles
         self._hooks = HookSet()
         for path, module in leaves:
             if normalises_batches(module):
@@ -203,18 +268,23 @@ class Observer:
             self._hooks.post(module, functools.partial(self._after, path))
         self.begin(0.0)
 
-    def begin(self, where: float) -> None:
+    def begin(self, where: float, *, whole: bool = True) -> None:
         """Forget the last step and start a new one.
 
         Args:
             where: in [0, 1), where the strided reading of positions starts during this step.
+            whole: whether to take, beside the statistics, what the measures need: the values of each sample, what batch
+                normalisers do, and what functions make of an output.
         """
         self._where = where
+        self._whole = whole
         self.observations: dict[Site, Observation] = {}
         self.gradients: dict[Site, Gradient] = {}
         self.normalised: dict[Site, BatchStatistics] = {}
         # Not before: what is compared within a step must be read in the same way.
-        self.in_force = self.roles
+        if self.in_force is not self.roles:
+            self.in_force = self.roles
+            self._readers.clear()
         self.begin_pass("train", trained_on=True)
 
     def begin_pass(self, phase: Phase, *, reading: bool = True, trained_on: bool = False) -> None:
@@ -251,37 +321,50 @@ class Observer:
     def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._reading or path in self._left_out or torch._C._current_graph_task_id() != -1:
             return
-        with self._timed(), torch.no_grad():
-            try:
-                for leaf, tensor in _leaves((args, kwargs) if kwargs else args):
-                    self._read(path, module, "input", leaf, tensor, self._calls.get(path, 0))
-            except Exception as exception:
-                self._leave_out(path, exception)
+        begin = perf_counter()
+        try:
+            call = self._calls.get(path, 0)
+            for leaf, tensor in _leaves((args, kwargs) if kwargs else args):
+                self._read(path, module, "input", leaf, tensor, call)
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
 
     def _normalises(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._trained_on or path in self._left_out or torch._C._current_graph_task_id() != -1:
+        if not self._whole or not self._trained_on or path in self._left_out:
             return
-        with self._timed(), torch.no_grad():
-            try:
+        if torch._C._current_graph_task_id() != -1:
+            return
+        begin = perf_counter()
+        try:
+            with torch.no_grad():
                 if isinstance(module, Telemetry):  # it may tell after its forward, by then the averages have moved
                     self._running[path] = running_before(module)
                     return
                 tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
                 if tensor is not None:
                     self._normalised(path, module, tensor, None)
-            except Exception as exception:
-                self._leave_out(path, exception)
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
 
     def _tells(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._trained_on or path in self._left_out or torch._C._current_graph_task_id() != -1:
+        if not self._whole or not self._trained_on or path in self._left_out:
             return
-        with self._timed(), torch.no_grad():
-            try:
+        if torch._C._current_graph_task_id() != -1:
+            return
+        begin = perf_counter()
+        try:
+            with torch.no_grad():
                 tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
                 if tensor is not None and output is not None:
                     self._normalised(path, module, tensor, self._running.pop(path, None))
-            except Exception as exception:
-                self._leave_out(path, exception)
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
 
     def _normalised(self, path: str, module: nn.Module, tensor: Tensor, running: Running | None) -> None:
         """Keep what a batch normaliser did: as it tells, else by reading its input."""
@@ -295,68 +378,100 @@ class Observer:
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._reading or path in self._left_out:
             return
-        with self._timed(), torch.no_grad():
-            try:
-                recomputed = torch._C._current_graph_task_id() != -1
-                # Segments are recomputed from the last to the first.
-                calls = self._recomputed if recomputed else self._calls
-                before = calls.get(path, 0)
-                calls[path] = before + 1
-                call = max(0, self._calls.get(path, 0) - calls[path]) if recomputed else before
-                for leaf, tensor in _leaves(output):
-                    if not recomputed:
-                        self._read(path, module, "output", leaf, tensor, call)
-                    if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
-                        site = self._site(path, "grad_output", leaf, call, "train")
-                        on_gradient(tensor, functools.partial(self._gradient, site, module))
-            except Exception as exception:
-                self._leave_out(path, exception)
+        begin = perf_counter()
+        try:
+            recomputed = torch._C._current_graph_task_id() != -1
+            # Segments are recomputed from the last to the first.
+            calls = self._recomputed if recomputed else self._calls
+            before = calls.get(path, 0)
+            calls[path] = before + 1
+            call = max(0, self._calls.get(path, 0) - calls[path]) if recomputed else before
+            for leaf, tensor in _leaves(output):
+                if not recomputed:
+                    self._read(path, module, "output", leaf, tensor, call)
+                if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
+                    on_gradient(tensor, functools.partial(self._gradient, path, leaf, call, module))
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
 
-    def _gradient(self, site: Site, module: nn.Module, gradient: Tensor) -> None:
-        if site.module in self._left_out:
+    def _gradient(self, path: str, leaf: str, call: int, module: nn.Module, gradient: Tensor) -> None:
+        if path in self._left_out:
             return
-        with self._timed():
-            try:
-                output = self._lays.get((site.module, "output", site.leaf))
-                layout = self._layout(module, gradient, output, site.leaf)
-                if layout is None:
-                    return
-                seen = self._observe(site, gradient, layout)
-                found = Gradient(seen.summary, gradient.numel(), gradient.shape[layout.samples])
-                self.gradients[site] = self.gradients[site] + found if site in self.gradients else found
-            except Exception as exception:
-                self._leave_out(site.module, exception)
+        begin = perf_counter()
+        try:
+            reader = self._reader(path, module, "grad_output", leaf, gradient, call)
+            if reader is not None:
+                seen = reader.read(gradient, self._where, features=False)
+                found = Gradient(seen, gradient.numel(), gradient.shape[reader.layout.samples])
+                site, gradients = reader.site, self.gradients
+                gradients[site] = gradients[site] + found if site in gradients else found
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
 
     def _read(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        reader = self._reader(path, module, port, leaf, tensor, call)
+        if reader is None:
+            return
+        known = self._same(tensor)
+        if known is not None and known.reader.layout == reader.layout and reader.threshold is None:
+            observation = known.observation
+        else:
+            observation = reader.read(tensor, self._where, features=self._whole)
+        if port == "output":
+            self._known[id(tensor)] = _Known(weakref.ref(tensor), tensor._version, reader, observation)
+            zero = self.in_force.rectified.get(path) if self._whole else None
+            if zero is not None:
+                observation = copy(observation)
+                observation.rectified = self._rectified(reader, tensor, zero)
+        site, observations = reader.site, self.observations
+        observations[site] = observations[site] + observation if site in observations else observation
+
+    def _same(self, tensor: Tensor) -> _Known | None:
+        """What was read of this very tensor, if nobody has changed it since."""
+        known = self._known.get(id(tensor))
+        return known if known and known.tensor() is tensor and known.version == tensor._version else None
+
+    def _rectified(self, reader: _Reader, tensor: Tensor, zero: float) -> ChannelMoments:
+        with torch.no_grad():
+            values = block(tensor, reader.layout, reader.sampling, self._where).sub(zero).relu_()
+            return observe(values, exponent=0).channels
+
+    def _reader(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> _Reader | None:
+        """How to read a tensor; `None` where it has no statistics."""
+        key = (path, port, leaf, call, self._phase)
+        reader = self._readers.get(key)
+        if reader is not None and reader.fits(tensor):
+            return reader
+        if port != "grad_output" and (not tensor.is_floating_point() or tensor.layout != torch.strided):
             kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
             self.skipped[f"the {port} of {path or 'the model'}"] = f"{kind} values are not measured"
-            return
-        known = self._known.get(id(tensor))
-        if known is not None and (known.tensor() is not tensor or known.version != tensor._version):
-            known = None
-        lay = _Lay.of(tensor, known.layout) if known else self._source(path, port, tensor)
+            return None
+        place = (path, port, leaf)
+        known = None if port == "grad_output" else self._same(tensor)
+        if port == "grad_output":
+            lay = self._lays.get((path, "output", leaf))
+        else:
+            lay = _Lay.of(tensor, known.reader.layout) if known else self._source(path, port, tensor)
         layout = self._layout(module, tensor, lay, leaf)
         if layout is None:
-            return
-        key = (path, port, leaf)
-        self._lays[key] = _Lay.of(tensor, layout)
+            return None
+        if port != "grad_output":
+            self._lays[place] = _Lay.of(tensor, layout)
         site = self._site(path, port, leaf, call, self._phase)
-        if known and known.layout == layout and self._threshold(site) is None:
-            observation = known.observation
-            self._exponents.setdefault(key, observation.summary.sketch.exponent)
-            self._samplings.setdefault((*key, layout), known.sampling)
-        else:
-            observation = self._observe(site, tensor, layout)
-        if port == "output":
-            sampling = self._samplings[*key, layout]
-            self._known[id(tensor)] = _Known(weakref.ref(tensor), tensor._version, layout, sampling, observation)
-            zero = self.in_force.rectified.get(path)
-            if zero is not None:
-                values = block(tensor, layout, sampling, self._where).sub(zero).relu_()
-                observation = observation._replace(rectified=observe(values, exponent=0).channels)
-        before = self.observations.get(site)
-        self.observations[site] = observation if before is None else _merged(before, observation)
+        shared = known.reader if known and known.reader.layout == layout else None
+        sampling = self._samplings.get((*place, layout))
+        if sampling is None:
+            sampling = shared.sampling if shared else Sampling.of(tensor, layout, self._max_elements)
+            self._samplings[*place, layout] = sampling
+        if shared is not None and shared.exponent is not None:
+            self._exponents.setdefault(place, shared.exponent)
+        reader = _Reader(site, tensor, layout, sampling, self._threshold(site), self._exponents)
+        self._readers[key] = reader
+        return reader
 
     def _source(self, path: str, port: Port, tensor: Tensor) -> _Lay | None:
         """How the layer's input lies, for its output; how the outputs of its sources lie, for its input."""
@@ -370,19 +485,6 @@ class Observer:
     def _layout(self, module: nn.Module, tensor: Tensor, lay: _Lay | None, leaf: str) -> Layout | None:
         inherited = lay.layout if lay is not None and lay.axes == tensor.ndim else None
         return layout_of(module, tensor, inherited, leaf=leaf, time_first=self.in_force.time_first)
-
-    def _observe(self, site: Site, tensor: Tensor, layout: Layout) -> Observation:
-        key = (site.module, site.port, site.leaf)
-        sampling = self._samplings.get((*key, layout))
-        if sampling is None:
-            sampling = self._samplings[*key, layout] = Sampling.of(tensor, layout, self._max_elements)
-        observation = observe(
-            block(tensor, layout, sampling, self._where),
-            exponent=self._exponents.get(key),
-            threshold=self._threshold(site),
-        )
-        self._exponents.setdefault(key, observation.summary.sketch.exponent)
-        return observation
 
     def _site(self, path: str, port: Port, leaf: str, call: int, phase: Phase) -> Site:
         """The same object each time: whoever looks a site up by its identity first finds it there."""
@@ -398,14 +500,6 @@ class Observer:
     def _leave_out(self, path: str, exception: Exception) -> None:
         self._left_out.add(path)
         self._failed(path, exception)
-
-
-def _merged(before: Observation, now: Observation) -> Observation:
-    """Of several passes of a step: summaries and channels add up, features are those of the last pass."""
-    rectified = None
-    if before.rectified is not None and now.rectified is not None:
-        rectified = before.rectified + now.rectified
-    return Observation(before.summary + now.summary, before.channels + now.channels, now.features, rectified)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

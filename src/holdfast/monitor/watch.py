@@ -47,6 +47,7 @@ from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
 from holdfast.monitor.parameters import Parameters
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.stats.features import Features
+from holdfast.stats.packed import Packed
 
 Mode = Literal["sampled", "exact"]
 
@@ -89,6 +90,8 @@ class Watch:
         probe: a batch kept out of training: a tensor, a tuple of positional or a dict of keyword arguments.
         every: observe every so many steps, or `"auto"`: as often as `budget` allows.
         budget: the monitor's largest share of the bare run's time, with `"auto"`.
+        probe_every: probes and the measures that need them every so many steps, or `"auto"`: as often as `budget`
+            allows. By default at every observed step; with `every="auto"` it is `"auto"`.
         sites: module paths to observe, as shell patterns; all leaves when `None`.
         mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
@@ -112,6 +115,7 @@ class Watch:
         probe: Any = None,
         every: Every = "auto",
         budget: float = 0.01,
+        probe_every: Every | None = None,
         sites: Sequence[str] | None = None,
         mode: Mode = "sampled",
         max_elements: int = MAX_ELEMENTS,
@@ -132,6 +136,7 @@ class Watch:
         self._events: list[Event] = []
         self._step = 0
         self._observing = False
+        self._probing = False
         self._closed = True  # until everything is in place
         self._call: Call | None = None
         self._autocast: Autocast | None = None
@@ -146,7 +151,7 @@ class Watch:
         self._evals = 0
 
         _check(self._model, optimizer)
-        self._cadence = Cadence(every, budget)
+        self._cadence = Cadence(every, budget, probe_every)
         self._parameters = Parameters(self._model, optimizer, stream)
         leaves = _chosen(observed_leaves(self._model), sites)
         probe_call = _probe_call(probe)
@@ -158,7 +163,6 @@ class Watch:
             max_elements=max_elements if mode == "sampled" else None,
             roles=roles(leaves, structure),
             failed=self._layer_failed,
-            timed=lambda: self._cadence.timed("hooks"),
         )
         self._fixed = None if probe_call is None else FixedProbe(lambda: self._forward_probe(probe_call))
 
@@ -236,7 +240,7 @@ class Watch:
     def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._flush()
         if module.training and torch.is_grad_enabled():
-            self._call = record_call(args, kwargs, python=self._observing, numpy=self._observing)
+            self._call = record_call(args, kwargs, python=self._probing, numpy=self._probing)
             self._autocast = self._call.autocast
             if self._observing:
                 self._observer.begin_pass("train", trained_on=True)
@@ -258,7 +262,7 @@ class Watch:
         loss = self._logged.get("loss", self._loss)
         if loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
-        if self._observing:
+        if self._probing:
             self._guard("parameters", self._parameters.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -266,11 +270,13 @@ class Watch:
             return
         self._step += 1
         self._guard("step", self._after_step, _has_closure(args, kwargs))
-        if self._observing:
-            self._cadence.account.writing = self.sink.seconds
-            self._cadence.observed()
+        account = self._cadence.account
+        account.hooks += self._observer.seconds
+        self._observer.seconds = 0.0
+        account.writing = self.sink.seconds
+        self._cadence.stepped(observed=self._observing, probed=self._probing)
         if self._began is not None:
-            self._cadence.account.run += time.perf_counter() - self._began
+            account.run += time.perf_counter() - self._began
         self._began = None
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
         self._next()
@@ -282,10 +288,10 @@ class Watch:
         self._event("skipped-step", f"the gradient scaler skipped a step after step {self._step}")
         self._call = None
         if self._observing:
-            self._observer.begin(self._random.random())
+            self._observer.begin(self._random.random(), whole=self._probing)
 
     def _next(self) -> None:
-        self._observing = False
+        self._observing = self._probing = False
         self._guard("cadence", self._prepare_next)
         if not self._observing:
             self._observer.detach()
@@ -299,25 +305,12 @@ class Watch:
         if self._observing:
             self._observer.detach()
             seen, gradients = self._observer.observations, self._observer.gradients
-            normalised = self._observer.normalised
             for gradient in gradients.values():
                 gradient.scale = TAP.scale
-            if self._structure is None or not self._structure.order:
-                self._guard("structure", self._see_structure)
-            drifts = self._guard("step probe", self._step_probe, seen) or []
+            if self._probing:
+                readings = self._measured(seen, gradients, self._observer.normalised)
             with self._cadence.timed("measures"):
-                found = self._guard("measures", self._site_readings, seen, gradients, normalised, drifts)
-                readings = [*(found or []), *drifts]
-                readings += self._guard("parameters", self._parameters.readings, self._step) or []
-            if self._fixed is not None:
-                readings += self._guard("fixed probe", self._fixed.read, self._step) or []
-            keep = self._kept_outputs()
-            for site, observation in seen.items():
-                if site.port == "input" or site.module in keep:
-                    summaries[site] = observation.summary
-                    channels[site] = observation.channels
-            if TAP.scale == 1.0:  # scaled gradients have figures of no meaning to anybody else
-                summaries.update((site, gradient.summary) for site, gradient in gradients.items())
+                summaries, channels = self._statistics(seen, gradients)
             self._tell_unread()
         self._held = StepRecord(
             self._step,
@@ -332,13 +325,41 @@ class Watch:
         )
         self._events.clear()
 
+    def _measured(
+        self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], normalised: Mapping[Site, Any]
+    ) -> list[Reading]:
+        """Probes, and the readings of the step's measures."""
+        if self._structure is None or not self._structure.order:
+            self._guard("structure", self._see_structure)
+        drifts = self._guard("step probe", self._step_probe, seen) or []
+        with self._cadence.timed("measures"):
+            found = self._guard("measures", self._site_readings, seen, gradients, normalised, drifts)
+            readings = [*(found or []), *drifts]
+            readings += self._guard("parameters", self._parameters.readings, self._step) or []
+        if self._fixed is not None:
+            readings += self._guard("fixed probe", self._fixed.read, self._step) or []
+        return readings
+
+    def _statistics(
+        self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any]
+    ) -> tuple[dict[Site, Packed], dict[Site, Packed]]:
+        """Of the tensors seen, as they are written: summaries, and those of channels."""
+        keep = self._kept_outputs()
+        kept = {site: each for site, each in seen.items() if site.port == "input" or site.module in keep}
+        summaries = {site: each.packed_summary for site, each in kept.items()}
+        channels = {site: each.packed_channels for site, each in kept.items()}
+        if TAP.scale == 1.0:  # scaled gradients have figures of no meaning to anybody else
+            summaries |= {site: gradient.seen.packed_summary for site, gradient in gradients.items()}
+        return summaries, channels
+
     def _prepare_next(self) -> None:
-        """Decide whether the next step is observed, and make ready for it."""
+        """Decide what is done at the next step, and make ready for it."""
         if "step" in self._broken or not self._cadence.wants(self._step + 1):
             return
-        if self._fixed is not None and not self._fixed.holds(self._step):
+        self._probing = self._cadence.probes(self._step + 1)
+        if self._probing and self._fixed is not None and not self._fixed.holds(self._step):
             self._guard("fixed probe", self._fixed.hold, self._step)
-        self._observer.begin(self._random.random())
+        self._observer.begin(self._random.random(), whole=self._probing)
         self._evals = 0
         self._observer.attach()
         self._observing = True
@@ -398,9 +419,11 @@ class Watch:
     def _replay(self, call: Call, mode: Literal["as it was", "train"]) -> None:
         self._root_hooks.detach()
         self._observer.attach()
+        booked = self._observer.seconds
         try:
             replay(self._model, call, mode=mode)
         finally:
+            self._observer.seconds = booked  # the hooks' time is the probe's
             self._observer.detach()
             self._root_hooks.attach()
 
@@ -568,12 +591,14 @@ class Watch:
         )
         self._event(
             "cadence",
-            f"observed {account.observed} of {self._step} steps; asked {asked}, took {account.overhead:.1%}",
+            f"observed {account.observed} of {self._step} steps, {account.probed} of them with probes;"
+            f" asked {asked}, took {account.overhead:.1%}",
             data={
                 "every": self._cadence.every,
                 "budget": self._cadence.budget,
                 "overhead": account.overhead,
                 "observed": account.observed,
+                "probed": account.probed,
                 "steps": self._step,
                 "seconds": {
                     "run": account.run,

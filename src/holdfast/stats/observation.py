@@ -3,38 +3,110 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from holdfast.kernels.dispatch import summarise_block
 from holdfast.kernels.figures import BlockFigures
+from holdfast.kernels.lens import Looked
 from holdfast.stats.channels import ChannelMoments
-from holdfast.stats.counts import Counts
-from holdfast.stats.extremes import Extremes
 from holdfast.stats.features import Features
-from holdfast.stats.moments import Moments
+from holdfast.stats.packed import Packed
 from holdfast.stats.sketch import Sketch
 from holdfast.stats.summary import Summary
 
 
-class Observation(NamedTuple):
-    """What one look at a tensor gives.
+class Observation:
+    """What one look at a tensor gives; worked out from the kernel's figures when somebody asks.
+
+    At a step of which only the statistics are kept, nobody does in the training thread: `packed_summary` and
+    `packed_channels` are the kernel's arrays as they are.
 
     Args:
-        summary: of the whole tensor.
-        channels: of every channel.
-        features: of every sample and channel.
-        rectified: of every channel after the rectifying function that takes the tensor, where one does.
+        vector: the summary, packed.
+        channels: count, mean, M₂ and zeros of each channel.
+        values: mean over positions of each sample and channel; `None` where they were not asked for.
+        positions: how many values of a sample a feature's figures come from.
     """
 
-    summary: Summary
-    channels: ChannelMoments
-    features: Features
-    rectified: ChannelMoments | None = None
+    def __init__(
+        self, vector: NDArray[np.float64], channels: NDArray[np.float64], values: Tensor | None, positions: int
+    ) -> None:
+        self._vector, self._channels, self._values, self._positions = vector, channels, values, positions
+        self.rectified: ChannelMoments | None = None
+        """Of every channel after the rectifying function that takes the tensor, where one does."""
+
+    @classmethod
+    def of(cls, looked: Looked) -> Observation:
+        """From what a lens saw."""
+        values = looked.features
+        return cls(
+            looked.vector, looked.channels, None if values is None else torch.from_numpy(values), looked.positions
+        )
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Of the whole tensor."""
+        return Summary.unpack(self._vector)
+
+    @cached_property
+    def channels(self) -> ChannelMoments:
+        """Of every channel."""
+        return ChannelMoments.unpack(self._channels)
+
+    @cached_property
+    def features(self) -> Features:
+        """Of every sample and channel.
+
+        Raises:
+            ValueError: they were not asked for.
+        """
+        if self._values is None:
+            raise ValueError("this observation has no features")
+        rows = self._channels
+        # In NumPy: torch hands √ to a library that wakes its threads for it, at 1 ms a call on busy cores.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sd = np.sqrt(rows[:, 2] / rows[:, 0])
+        place = self._values.device
+        mean = torch.from_numpy(rows[:, 1].copy()).to(place)
+        return Features(self._values, torch.from_numpy(sd).to(place), mean, self.rms, self._positions)
+
+    @property
+    def exponent(self) -> int:
+        """Of the sketch's scale."""
+        return int(self._vector[13])
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the finite values; NaN where there are none."""
+        count, mean, m2 = self._vector[:3].tolist()
+        return math.hypot(mean, math.sqrt(m2 / count)) if count else math.nan
+
+    @property
+    def packed_summary(self) -> Packed:
+        """The summary as the vector that it is."""
+        return Packed(Summary, self._vector)
+
+    @property
+    def packed_channels(self) -> Packed:
+        """The channels' statistic as the vector that it is."""
+        return Packed(ChannelMoments, self._channels.ravel())
+
+    def __add__(self, other: Observation, /) -> Observation:
+        """Of several passes of a step: summaries and channels add up, features are those of the last pass."""
+        summary, channels = self.summary + other.summary, self.channels + other.channels
+        found = Observation(summary.pack(), channels.pack().reshape(-1, 4), other._values, other._positions)
+        # The features' own scale is that of the pass that they are of.
+        if other._values is not None:
+            found.features = other.features
+        if self.rectified is not None and other.rectified is not None:
+            found.rectified = self.rectified + other.rectified
+        return found
 
 
 def observe(
@@ -59,33 +131,14 @@ def observe(
     beyond = math.inf if threshold is None else threshold
     figures = summarise_block(block, exponent or 0, beyond)
     if exponent is None:
-        exponent = Sketch.exponent_for(_moments(figures.totals.tolist()).rms)
+        exponent = Sketch.exponent_for(_rms(figures))
         if exponent:
             figures = summarise_block(block, exponent, beyond)
-    return _observation(figures, exponent, block)
+    totals = figures.totals.cpu().numpy()
+    vector = np.concatenate([totals[:7], [block.numel()], totals[7:], [exponent], figures.bins.cpu().numpy()])
+    return Observation(vector, figures.channels.cpu().numpy(), figures.features, block.shape[2])
 
 
-def _observation(figures: BlockFigures, exponent: int, block: Tensor) -> Observation:
-    totals = figures.totals.tolist()
-    low, high = totals[5:7]
-    moments = _moments(totals)
-    counts = Counts(block.numel(), *(int(value) for value in totals[7:12]))
-    summary = Summary(moments, Extremes(low, high), counts, Sketch(exponent, tuple(figures.bins.tolist())))
-    rows = np.ascontiguousarray(figures.channels.cpu().numpy().T)
-    # In NumPy: torch hands √ to a library that wakes its threads for it, at 1 ms a call on busy cores.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sd = np.sqrt(rows[2] / rows[0])
-    place = figures.features.device
-    features = Features(
-        figures.features,
-        torch.from_numpy(sd).to(place),
-        torch.from_numpy(rows[1].copy()).to(place),
-        moments.rms,
-        block.shape[2],
-    )
-    return Observation(summary, ChannelMoments(*rows), features)
-
-
-def _moments(totals: list[float]) -> Moments:
-    count, *rest = totals[:5]
-    return Moments(int(count), *rest)
+def _rms(figures: BlockFigures) -> float:
+    count, mean, m2 = figures.totals[:3].tolist()
+    return math.hypot(mean, math.sqrt(m2 / count)) if count else math.nan

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from holdfast.core.event import Event
 from holdfast.core.reading import Reading, Table
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
+from holdfast.core.statistic import Statistic
 from holdfast.core.structure import Structure
 from holdfast.store import codec
 from holdfast.store.folder import RunFile
 from holdfast.store.rollup import LEVELS, bucket_end
-from holdfast.store.rows import READING, flat, reading_rows, summary_row
+from holdfast.store.rows import READING, flat, reading_rows, statistic_row
 from holdfast.store.schema import Kind, create
 from holdfast.store.sealing import Chunk, Ladder, Layout, TailRow, raw_groups
 
@@ -128,30 +130,34 @@ class Ledger:
             What `commit` takes.
         """
         stream = self._stream(record.stream)
-        series: list[int] = []
-        widths: list[int] = []
-        figures: list[int | float] = []
-        for name, value in record.values.items():
-            series.append(self._key("value", record.stream, name))
-            widths.append(1)
-            figures.append(float(value))
-        for site, summary in record.summaries.items():
-            row = summary_row(summary)
-            series.append(self._place("summary", record.stream, site))
-            widths.append(len(row))
-            figures += row
-        wide = [(self._place("channels", record.stream, site), each.pack()) for site, each in record.channels.items()]
-        series += self._readings(record.stream, record.readings)
-        widths += [len(READING)] * len(record.readings)
-        series += [key for key, _ in wide]
-        widths += [len(each) for _, each in wide]
-        parts = [flat(figures), *(each for _, each in wide)]
+        series = [self._key("value", record.stream, name) for name in record.values]
+        widths = [1] * len(series)
+        parts = [flat([float(value) for value in record.values.values()])]
+        self._statistics("summary", record.stream, record.summaries, series, widths, parts)
         if record.readings:
-            parts.insert(1, reading_rows(record.readings).ravel())
+            series += self._readings(record.stream, record.readings)
+            widths += [len(READING)] * len(record.readings)
+            parts.append(reading_rows(record.readings).ravel())
+        self._statistics("channels", record.stream, record.channels, series, widths, parts)
         vector = np.concatenate(parts)
         tail = TailRow(self._next_row, stream.id, record.step, self._layout(series, widths), vector)
         self._next_row += 1
         return Entry(tail, _pinned(record, after=_raw_from(stream)), tuple(record.events), tuple(record.tables))
+
+    def _statistics(
+        self,
+        kind: Kind,
+        stream: str,
+        statistics: Mapping[Site, Statistic],
+        series: list[int],
+        widths: list[int],
+        parts: list[NDArray[np.float64]],
+    ) -> None:
+        for site, statistic in statistics.items():
+            row = statistic_row(statistic)
+            series.append(self._place(kind, stream, site))
+            widths.append(len(row))
+            parts.append(row)
 
     def _stream(self, name: str) -> _Stream:
         return self._streams.setdefault(name, _Stream(len(self._streams) + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from holdfast.core.record import StepRecord
 from holdfast.core.site import Phase, Port, Site
 from holdfast.core.statistic import Statistic
 from holdfast.core.structure import Structure
+from holdfast.stats.packed import Packed
 
 
 class MemoryRun:
@@ -115,11 +117,11 @@ class MemoryRun:
 
     def summaries(self, site: Site) -> Sequence[tuple[int, Statistic]]:
         """`(step, stats.Summary)` of a site."""
-        return [(record.step, record.summaries[site]) for record in self._records if site in record.summaries]
+        return [(record.step, _plain(record.summaries[site])) for record in self._records if site in record.summaries]
 
     def channels(self, site: Site) -> Sequence[tuple[int, Statistic]]:
         """`(step, stats.ChannelMoments)` of a site."""
-        return [(record.step, record.channels[site]) for record in self._records if site in record.channels]
+        return [(record.step, _plain(record.channels[site])) for record in self._records if site in record.channels]
 
     def tables(self, measure: str) -> Sequence[Table]:
         """Tables of a measure."""
@@ -131,3 +133,7 @@ class MemoryRun:
 
     def _of(self, stream: str) -> Iterator[StepRecord]:
         return (record for record in self._records if record.stream == stream)
+
+
+def _plain(statistic: Statistic) -> Any:
+    return statistic.unpacked if isinstance(statistic, Packed) else statistic

@@ -36,19 +36,19 @@ _TOTAL = Summary.COLUMNS.index("total")
 _KINDS = len(Counts.COLUMNS)
 
 
-def summary_row(summary: Statistic) -> tuple[int | float, ...]:
-    """`Summary.pack` as a plain tuple.
+def statistic_row(statistic: Statistic) -> NDArray[np.float64]:
+    """A statistic's `pack`; a `Summary`'s by a shorter way.
 
     Args:
-        summary: a `Summary`; any other statistic is packed by its own method.
+        statistic: any.
 
     Returns:
-        One figure for each of `Summary.COLUMNS`.
+        Its figures.
     """
-    if type(summary) is not Summary:
-        return tuple(summary.pack().tolist())
-    moments, extremes, counts, sketch = summary.moments, summary.extremes, summary.counts, summary.sketch
-    return (
+    if type(statistic) is not Summary:
+        return statistic.pack()
+    moments, extremes, counts, sketch = statistic.moments, statistic.extremes, statistic.counts, statistic.sketch
+    figures = [
         moments.count,
         moments.mean,
         moments.m2,
@@ -64,7 +64,8 @@ def summary_row(summary: Statistic) -> tuple[int | float, ...]:
         counts.beyond,
         sketch.exponent,
         *sketch.bins,
-    )
+    ]
+    return flat(figures)
 
 
 def summaries(rows: Rows) -> Iterator[Summary]:
