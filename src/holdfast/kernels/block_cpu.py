@@ -24,6 +24,19 @@ from holdfast.kernels.native_cpu import (
     uint16_at,
     uint32_at,
 )
+from holdfast.kernels.tile_cpu import (
+    LANES,
+    add_columns,
+    add_feature_row,
+    add_row,
+    bin_values,
+    gather_half,
+    gather_single,
+    powers,
+    scan,
+    total,
+    widen,
+)
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 
@@ -50,6 +63,7 @@ def _cell_table() -> NDArray[np.int64]:
 
 
 CELL_BIN = _cell_table()
+SINGLE_CELL_BIN = CELL_BIN.astype(np.int32)
 
 
 @njit(**OPTIONS)
@@ -120,8 +134,29 @@ def _extremes(at, n):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
+def _merge(totals, n, centre, m2, m3, m4):  # type: ignore[no-untyped-def]
+    """Pébay's update by n values, whose mean lies `centre` from the pivot, and their central sums."""
+    before = totals[0]
+    count = before + n
+    alpha, beta = n / count, before / count
+    delta = centre - totals[1] if before else 0.0
+    square = delta * delta
+    between = before * alpha
+    totals[4] += (
+        m4
+        + between * (beta * beta - alpha * beta + alpha * alpha) * square * square
+        + 6.0 * square * (beta * beta * m2 + alpha * alpha * totals[2])
+        + 4.0 * delta * (beta * m3 - alpha * totals[3])
+    )
+    totals[3] += m3 + between * (beta - alpha) * square * delta + 3.0 * delta * (beta * m2 - alpha * totals[2])
+    totals[2] += m2 + between * square
+    totals[1] = totals[1] + alpha * delta if before else centre
+    totals[0] = count
+
+
+@njit(**OPTIONS)
 def _add_totals(at, n, work_at, pivot, threshold, totals):  # type: ignore[no-untyped-def]
-    """Merge finite values into the totals: mean and distances from it within the tile, then Pébay's update.
+    """Merge finite values into the totals: mean and distances from it within the tile.
 
     Until the end `totals` holds the mean less the pivot: differences of tiles' means keep all their digits.
     """
@@ -147,26 +182,88 @@ def _add_totals(at, n, work_at, pivot, threshold, totals):  # type: ignore[no-un
         m3 += square * d
         m4 += square * square
 
-    before = totals[0]
-    count = before + n
-    alpha, beta = n / count, before / count
-    delta = centre - totals[1] if before else 0.0
-    square = delta * delta
-    between = before * alpha
-    totals[4] += (
-        m4
-        + between * (beta * beta - alpha * beta + alpha * alpha) * square * square
-        + 6.0 * square * (beta * beta * m2 + alpha * alpha * totals[2])
-        + 4.0 * delta * (beta * m3 - alpha * totals[3])
-    )
-    totals[3] += m3 + between * (beta - alpha) * square * delta + 3.0 * delta * (beta * m2 - alpha * totals[2])
-    totals[2] += m2 + between * square
-    totals[1] = totals[1] + alpha * delta if before else centre
-    totals[0] = count
+    _merge(totals, n, centre, m2, m3, m4)
     totals[5] = min(totals[5], low)
     totals[6] = max(totals[6], high)
     totals[7] += zeros
     totals[11] += beyond
+
+
+@njit(**OPTIONS)
+def _add_single_totals(at, n, pivot, threshold, totals):  # type: ignore[no-untyped-def]
+    """The same of float32 values, by sums of powers about the mean so far; False if some are not finite."""
+    around = totals[1]
+    if not totals[0]:
+        around = total(at, n, pivot) / n
+        if not abs(around) <= LARGEST:
+            return False
+    # A float32, so that its distance from the pivot is exact.
+    centre = np.float64(np.float32(pivot + around))
+    one, two, three, four = powers(at, n, centre)
+    if not abs(two) <= LARGEST:
+        return False
+    low, high, zeros, beyond = scan(at, n, threshold)
+    a = one / n
+    square = a * a
+    m2 = max(0.0, two - n * square)
+    m3 = three - 3.0 * a * two + 2.0 * n * a * square
+    m4 = max(0.0, four - 4.0 * a * three + 6.0 * square * two - 3.0 * n * square * square)
+    _merge(totals, n, (centre - pivot) + a, m2, m3, m4)
+    totals[5] = min(totals[5], low)
+    totals[6] = max(totals[6], high)
+    totals[7] += zeros
+    totals[11] += beyond
+    return True
+
+
+@njit(**OPTIONS)
+def _add_single_channels(at, held, width, s, m, minor, start, wide, sums_at, features_at):  # type: ignore[no-untyped-def]
+    """Rows along channels of finite float32 values; `features_at` is 0 when nobody wants them."""
+    here, row = sums_at + 8 * start, 8 * wide
+    add_columns(at, held, width, here, here + row * TOTAL, here + row * SQUARES, here + row * ZEROS)
+    if not features_at:
+        return
+    for j in range(held):
+        add_feature_row(at + 4 * j * width, width, here + row * ROW_TOTAL, here, m == 0)
+        m += 1
+        if m == minor:
+            _finish_column(width, here, wide, minor, features_at + 4 * (s * wide + start))
+            m = 0
+            s += 1
+
+
+@njit(**OPTIONS)
+def _add_single_positions(at, held, width, s, m, minor, starts, ends, sums, run, features):  # type: ignore[no-untyped-def]
+    """Rows along positions of finite float32 values, each of one sample and one channel."""
+    wanted = features.shape[0] > 0
+    for j in range(held):
+        found, squares, zeros = add_row(at + 4 * j * width, width, sums[PIVOT, m])
+        sums[TOTAL, m] += found
+        sums[SQUARES, m] += squares
+        sums[ZEROS, m] += zeros
+        if starts:
+            run[0] = 0.0
+            run[1] = 0.0
+        run[0] += width
+        run[1] += found
+        if ends and wanted:
+            features[s, m] = sums[PIVOT, m] + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
+        m += 1
+        if m == minor:
+            m = 0
+            s += 1
+
+
+@njit(**OPTIONS)
+def _gather_single(kind, address, first, held, minor, sample, leap, step, start, width, out_at):  # type: ignore[no-untyped-def]
+    """Put rows side by side as float32."""
+    for j in range(held):
+        row = first + j
+        offset = (row // minor) * sample + (row % minor) * leap + start * step
+        if kind == FLOAT32:
+            gather_single(address + 4 * offset, step, width, out_at + 4 * j * width)
+        else:
+            gather_half(address + 2 * offset, step, width, out_at + 4 * j * width)
 
 
 @njit(**OPTIONS)
@@ -337,7 +434,7 @@ def _add_position_rows(tile_at, held, width, s, m, minor, starts, ends, all_fini
             run[1] = 0.0
         run[0] += n
         run[1] += total
-        if ends:
+        if ends and features.shape[0]:
             features[s, m] = sums[PIVOT, m] + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
         m += 1
         if m == minor:
@@ -355,7 +452,8 @@ def _add_channel_rows(tile_at, held, width, s, m, minor, start, wide, all_finite
             _add_sparse_column(tile_at + 8 * j * width, width, sums, start, m == 0)
         m += 1
         if m == minor:
-            _finish_column(width, sums_at + 8 * start, wide, minor, features_at + 4 * (s * wide + start))
+            if features_at:
+                _finish_column(width, sums_at + 8 * start, wide, minor, features_at + 4 * (s * wide + start))
             m = 0
             s += 1
 
@@ -376,11 +474,11 @@ def _finish(values, lanes, sums, channels, bins):  # type: ignore[no-untyped-def
 
 @njit(**OPTIONS)
 def _summarise(  # type: ignore[no-untyped-def]
-    kind, address, shape, strides, inverse_scale, threshold, room, lanes, sums, totals, channels, features, bins
+    kind, address, shape, strides, exponent, scale, threshold, room, lanes, few, sums, totals, channels, features, bins
 ):
     """Fill `totals`, `channels`, `features` and `bins` of a block that has at least one element.
 
-    `room`: 4 tiles. `lanes`, `sums`, `totals`, `bins`: zeros.
+    `room`: 4 tiles. `lanes`, `few`, `sums`, `totals`, `bins`: zeros. `features` may have no rows: nobody wants them.
     """
     size = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 2
     wide = shape[1]
@@ -390,9 +488,16 @@ def _summarise(  # type: ignore[no-untyped-def]
     clean_at = tile_at + 8 * TILE
     work_at = clean_at + 8 * TILE
     raw_at = work_at + 8 * TILE  # its second half stays free: `run` lives at its end
-    lanes_at, sums_at = np.int64(lanes.ctypes.data), np.int64(sums.ctypes.data)
-    features_at = np.int64(features.ctypes.data)
+    lanes_at, few_at, sums_at = np.int64(lanes.ctypes.data), np.int64(few.ctypes.data), np.int64(sums.ctypes.data)
+    table_at = np.int64(SINGLE_CELL_BIN.ctypes.data)
+    features_at = np.int64(features.ctypes.data) if features.shape[0] else np.int64(0)
     totals[5], totals[6] = math.inf, -math.inf
+    # A float32 lies above the threshold if it lies above the float32 next below.
+    above = np.float32(threshold)
+    if above > threshold:
+        above = np.nextafter(above, np.float32(-math.inf))
+    # A scale so small that subnormal values would count by their bits is left to float64.
+    single = kind in (FLOAT32, BFLOAT16) and exponent > -100
     pivot = _find_pivots(kind, address, size, shape, strides, sums, tile_at, raw_at)
 
     # Rows run along channels (one value a channel) or along positions (one channel), as the memory does.
@@ -414,7 +519,24 @@ def _summarise(  # type: ignore[no-untyped-def]
         for start in range(0, length, span):
             width = min(span, length - start)
             n = held * width
-            if dense:
+            ends = start + width == length
+            if single:
+                at = raw_at
+                if dense and kind == FLOAT32:
+                    at = address + 4 * (first * length + start)
+                elif dense:
+                    gather_half(address + 2 * (first * length + start), 1, n, at)
+                else:
+                    _gather_single(kind, address, first, held, minor, strides[0], leap, step, start, width, at)
+                if _add_single_totals(at, n, pivot, above, totals):
+                    bin_values(at, n, exponent, work_at, few_at, table_at)
+                    if along_channels:
+                        _add_single_channels(at, held, width, s, m, minor, start, wide, sums_at, features_at)
+                    else:
+                        _add_single_positions(at, held, width, s, m, minor, start == 0, ends, sums, room[-2:], features)
+                    continue
+                widen(at, n, tile_at)
+            elif dense:
                 _gather(kind, address + size * (first * length + start), 1, n, tile_at, raw_at)
             else:
                 for j in range(held):
@@ -428,15 +550,17 @@ def _summarise(  # type: ignore[no-untyped-def]
                 kept_at = clean_at
             if kept:
                 _add_totals(kept_at, kept, work_at, pivot, threshold, totals)
-                _add_bins(kept_at, kept, inverse_scale, work_at, lanes_at)
+                _add_bins(kept_at, kept, scale, work_at, lanes_at)
             if along_channels:
                 _add_channel_rows(tile_at, held, width, s, m, minor, start, wide, kept == n, sums, sums_at, features_at)
             else:
-                ends = start + width == length
                 _add_position_rows(
                     tile_at, held, width, s, m, minor, start == 0, ends, kept == n, sums, room[-2:], features
                 )
     totals[1] += pivot
+    for lane in range(LANES):
+        for k in range(BINS):
+            bins[k] += few[lane, k]
     _finish(shape[0] * shape[2], lanes, sums, channels, bins)
 
 
@@ -458,11 +582,13 @@ def _look(order, address, phase, vector, channels, features):  # type: ignore[no
 
     room = np.empty(4 * TILE)
     lanes = np.zeros((4, 2 * CELLS), np.uint32)  # counts enough for 2**34 elements
+    few = np.zeros((LANES, BINS), np.uint32)
     sums, totals, bins = np.zeros((7, order[2])), np.zeros(12), np.zeros(BINS, np.int64)
-    if not features.shape[0]:  # nobody wants them
-        features = np.empty((samples, order[2]), np.float32)
     scale, threshold = as_float64(order[9]), as_float64(order[10])
-    _summarise(kind, address, shape, strides, scale, threshold, room, lanes, sums, totals, channels, features, bins)
+    power = order[11]
+    _summarise(
+        kind, address, shape, strides, power, scale, threshold, room, lanes, few, sums, totals, channels, features, bins
+    )
     vector[:7], vector[8:13] = totals[:7], totals[7:]
     vector[7], vector[13] = samples * order[2] * positions, order[11]
     for k in range(BINS):

@@ -93,6 +93,7 @@ def _bits_as(kind: types.Type) -> Any:
 
 float32_at = pointer(types.float32)
 float64_at = pointer(types.float64)
+int32_at = pointer(types.int32)
 int64_at = pointer(types.int64)
 uint16_at = pointer(types.uint16)
 uint32_at = pointer(types.uint32)
