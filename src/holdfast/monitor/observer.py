@@ -23,6 +23,7 @@ from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of, window_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
+from holdfast.monitor.compiled import CompiledCalls
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
@@ -258,14 +259,23 @@ class Observer:
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._running: dict[str, Running | None] = {}
         self.in_force = roles
+        self._compiled = CompiledCalls(self.see)
+        self._batch_norms = [(path, module) for path, module in leaves if normalises_batches(module)]
         self._hooks = HookSet()
         for path, module in leaves:
             if normalises_batches(module):
-                self._hooks.pre(module, functools.partial(self._normalises, path))
+                traced = functools.partial(self._normalises_compiled, path, module)
+                self._hooks.pre(module, functools.partial(self._normalises, path), traced=traced)
                 if isinstance(module, Telemetry):  # before `_after`, which counts the call
                     self._hooks.post(module, functools.partial(self._tells, path))
-            self._hooks.pre(module, functools.partial(self._before, path))
-            self._hooks.post(module, functools.partial(self._after, path))
+            listener = functools.partial(self._compiled.listener, path, module)
+            self._hooks.pre(module, functools.partial(self._before, path), traced=listener("input"))
+            self._hooks.post(
+                module,
+                functools.partial(self._after, path),
+                traced=listener("output"),
+                gradient=listener("grad_output"),
+            )
         self.begin(0.0)
 
     def begin(self, where: float, *, whole: bool = True) -> None:
@@ -301,6 +311,16 @@ class Observer:
         self._calls: dict[str, int] = {}
         self._recomputed: dict[str, int] = {}
         self._known: dict[int, _Known] = {}
+        self._compiled.begin_pass()
+        if trained_on and self._whole and self._batch_norms and (self.compiled or not self._sites):
+            # Compiled code may move running averages before it tells what was normalised; which layers are compiled
+            # is not known before the first pass.
+            self._running = {path: running_before(module) for path, module in self._batch_norms}
+
+    @property
+    def compiled(self) -> frozenset[nn.Module]:
+        """The layers that tell from compiled code."""
+        return frozenset(self._hooks.traced)
 
     def attach(self) -> None:
         """Let the hooks run."""
@@ -326,6 +346,48 @@ class Observer:
             call = self._calls.get(path, 0)
             for leaf, tensor in _leaves((args, kwargs) if kwargs else args):
                 self._read(path, module, "input", leaf, tensor, call)
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
+
+    def see(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
+        """Read a tensor that compiled code tells.
+
+        Args:
+            path: of the layer.
+            module: the layer.
+            port: `input`, `output` or `grad_output`.
+            leaf: path of the tensor in the value at the port.
+            tensor: as it is now; the memory may be written to again without its version counter telling.
+            call: which call of the layer in the pass.
+        """
+        if path in self._left_out or not self._reading:
+            return
+        if port == "grad_output":
+            if self._phase == "train":
+                self._gradient(path, leaf, call, module, tensor)
+            return
+        begin = perf_counter()
+        try:
+            self._read(path, module, port, leaf, tensor, call)
+            self._known.clear()
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
+
+    def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
+        if not self._whole or not self._trained_on or path in self._left_out:
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return
+        begin = perf_counter()
+        try:
+            limit, running = self._max_elements, self._running.get(path)
+            seen = batch_statistics(module, tensor, max_elements=limit, where=self._where, running=running)
+            if seen is not None:
+                self.normalised[self._site(path, "input", "", self._compiled.calls(path), self._phase)] = seen
         except Exception as exception:
             self._leave_out(path, exception)
         finally:

@@ -34,10 +34,11 @@ from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet
-from holdfast.live.inner import inner_model
+from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
+from holdfast.live.unseen import compiled_regions, is_compiled
 from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.fixed_probe import FixedProbe
@@ -133,12 +134,14 @@ class Watch:
         self._broken: set[str] = set()  # parts that failed and are left out
         self._noted: set[str] = set()  # reasons given once why a part had nothing to say
         self._unread: frozenset[str] = frozenset()
+        self._compiled_told = False
         self._events: list[Event] = []
         self._step = 0
         self._observing = False
         self._probing = False
         self._closed = True  # until everything is in place
         self._call: Call | None = None
+        self._passed = False  # whether a forward that is trained on began since the last step
         self._autocast: Autocast | None = None
         self._began: float | None = None  # when the step's first forward did
         self._held: StepRecord | None = None
@@ -171,7 +174,9 @@ class Watch:
         # Nothing above this line touched the model; from here on `close` takes everything back.
         _WATCHED[self._model] = name
         self._root_hooks = HookSet()
-        self._root_hooks.pre(self._model, self._forward_begins)
+        self._root_hooks.pre(self._model, self._forward_begins, traced=self._compiled_begins, first=True)
+        if (wrapper := compiled_model(model)) is not self._model:
+            self._root_hooks.pre(wrapper, self._wrapper_begins)
         self._root_hooks.attach()
         self._step_hooks = (
             optimizer.register_step_pre_hook(self._step_begins),
@@ -235,19 +240,39 @@ class Watch:
         if self._began is None and module.training:
             self._began = time.perf_counter()
         with self._cadence.timed("hooks"):
-            self._guard("forward", self._begin_pass, module, args, kwargs)
+            self._guard("forward", self._record, args, kwargs)
+            self._guard("forward", self._begin_pass, torch.is_grad_enabled())
 
-    def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _wrapper_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The compiled form of the model is called; the model's own call may lie within what was compiled."""
+        with self._cadence.timed("hooks"):
+            self._guard("forward", self._record, args, kwargs)
+
+    def _compiled_begins(self, tensor: Tensor, leaf: str, grad: bool) -> None:
+        """The model is called within compiled code, where its arguments are not known."""
+        if torch._C._current_graph_task_id() != -1:
+            return
+        if self._began is None and self._model.training:
+            self._began = time.perf_counter()
+        with self._cadence.timed("hooks"):
+            self._guard("forward", self._begin_pass, grad)
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._flush()
-        if module.training and torch.is_grad_enabled():
+        if self._model.training and torch.is_grad_enabled():
             self._call = record_call(args, kwargs, python=self._probing, numpy=self._probing)
             self._autocast = self._call.autocast
+
+    def _begin_pass(self, grad: bool) -> None:
+        self._flush()
+        if self._model.training and grad:
+            self._passed = True
             if self._observing:
                 self._observer.begin_pass("train", trained_on=True)
         elif self._observing:
             # One evaluation pass per observed step tells as much as all of them.
             self._evals += 1
-            self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=torch.is_grad_enabled())
+            self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
@@ -279,14 +304,16 @@ class Watch:
             account.run += time.perf_counter() - self._began
         self._began = None
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
+        self._passed = False
         self._next()
 
     def _step_skipped(self) -> None:
         """The gradient scaler found an infinity and let this model's step fall: forget what was seen for it."""
-        if self._call is None or self._closed:
+        if not self._passed or self._closed:
             return
         self._event("skipped-step", f"the gradient scaler skipped a step after step {self._step}")
         self._call = None
+        self._passed = False
         if self._observing:
             self._observer.begin(self._random.random(), whole=self._probing)
 
@@ -312,6 +339,7 @@ class Watch:
             with self._cadence.timed("measures"):
                 summaries, channels = self._statistics(seen, gradients)
             self._tell_unread()
+            self._tell_compiled(seen)
         self._held = StepRecord(
             self._step,
             self._stream,
@@ -388,10 +416,16 @@ class Watch:
     def _step_probe(self, seen: Mapping[Site, Any]) -> list[Reading]:
         """Forward the batch just trained on once more, and compare sample by sample."""
         call = self._call
-        if call is None:
+        if not seen:
+            return []
+        if self._observer.compiled and not self._reaches_compiled():
             self._note(
-                "no step probe: the model itself was not called in training mode with gradients (or runs compiled)"
+                "no step probe: the model was compiled after the watch began, around another wrapper or within another "
+                "function; type: model = torch.compile(model) before hf.watch(model, …)"
             )
+            return []
+        if call is None:
+            self._note("no step probe: the model itself was not called in training mode with gradients")
             return []
         if not call.intact:
             self._note("no step probe: the batch was changed in place after the forward")
@@ -400,9 +434,14 @@ class Watch:
             reference = {site: each.features for site, each in seen.items() if site.phase == "train"}
             self._observer.observations = {}
             self._observer.begin_pass("train")
-            self._replay(call, "as it was")
+            self._replay(call, "as it was", compiled=True)
             current = {site: each.features for site, each in self._observer.observations.items()}
             return paired_drift(reference, current, step=self._step, lag=1)
+
+    def _reaches_compiled(self) -> bool:
+        """Whether calling what was given to the watch runs the code that was compiled of it, and no other rank's."""
+        regions = compiled_regions(self._given)
+        return bool(regions) and (regions[0][0] != "" or is_compiled(compiled_model(self._given)))
 
     def _forward_probe(self, call: Call) -> dict[Site, Features]:
         with self._cadence.timed("probes"):
@@ -416,12 +455,12 @@ class Watch:
             self._observer.begin(0.0)
             return seen
 
-    def _replay(self, call: Call, mode: Literal["as it was", "train"]) -> None:
+    def _replay(self, call: Call, mode: Literal["as it was", "train"], *, compiled: bool = False) -> None:
         self._root_hooks.detach()
         self._observer.attach()
         booked = self._observer.seconds
         try:
-            replay(self._model, call, mode=mode)
+            replay(self._given, call, mode=mode, compiled=compiled)
         finally:
             self._observer.seconds = booked  # the hooks' time is the probe's
             self._observer.detach()
@@ -495,6 +534,28 @@ class Watch:
         told = [f"{place}: {self._observer.skipped[place]}" for place in sorted(unread - self._unread)]
         self._unread = unread
         self._describe(replace(self._structure, not_seen=(*self._structure.not_seen, *told)), seen=True)
+
+    def _tell_compiled(self, seen: Mapping[Site, Any]) -> None:
+        """Add to what was not seen the compiled parts that told nothing in the first step observed."""
+        if self._compiled_told or self._structure is None:
+            return
+        self._compiled_told = True
+        told = {site.module for site in seen}
+        leaves = {path for path, _ in self._leaves}
+        silent = [
+            path or "(model)"
+            for path, module in compiled_regions(self._given)
+            if (inside := leaves & {f"{path}.{name}".strip(".") for name, _ in module.named_modules()})
+            and told.isdisjoint(inside)
+        ]
+        if not (silent or seen or self._passed):
+            silent = ["(model)"]
+        if silent:
+            sentence = (
+                f"what flows inside code that torch.compile made before the watch began: {', '.join(silent)}; to see "
+                "it, call hf.watch before the model's first compiled call, or torch.compiler.reset() after hf.watch"
+            )
+            self._describe(replace(self._structure, not_seen=(*self._structure.not_seen, sentence)), seen=True)
 
     # What goes wrong
 
