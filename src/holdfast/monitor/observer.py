@@ -22,6 +22,7 @@ from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of, window_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
+from holdfast.live.measurable import transforming, unmeasured
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
 from holdfast.monitor.compiled import CompiledCalls
 from holdfast.stats.batch_statistics import BatchStatistics, Running
@@ -341,6 +342,9 @@ class Observer:
     def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._reading or path in self._left_out or torch._C._current_graph_task_id() != -1:
             return
+        if transforming():
+            self.skipped["what flows inside a transform of torch.func"] = "only plain passes are measured"
+            return
         begin = perf_counter()
         try:
             call = self._calls.get(path, 0)
@@ -380,7 +384,7 @@ class Observer:
     def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
         if not self._whole or not self._trained_on or path in self._left_out:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 or transforming():
             return
         begin = perf_counter()
         try:
@@ -396,7 +400,7 @@ class Observer:
     def _normalises(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._whole or not self._trained_on or path in self._left_out:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 or transforming():
             return
         begin = perf_counter()
         try:
@@ -415,7 +419,7 @@ class Observer:
     def _tells(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._whole or not self._trained_on or path in self._left_out:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 or transforming():
             return
         begin = perf_counter()
         try:
@@ -438,7 +442,7 @@ class Observer:
             self.normalised[self._site(path, "input", "", self._calls.get(path, 0), self._phase)] = seen
 
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._reading or path in self._left_out:
+        if not self._reading or path in self._left_out or transforming():
             return
         begin = perf_counter()
         try:
@@ -508,9 +512,10 @@ class Observer:
         reader = self._readers.get(key)
         if reader is not None and reader.fits(tensor):
             return reader
-        if port != "grad_output" and (not tensor.is_floating_point() or tensor.layout != torch.strided):
-            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
-            self.skipped[f"the {port} of {path or 'the model'}"] = f"{kind} values are not measured"
+        reason = unmeasured(tensor)
+        if reason is not None:
+            if port != "grad_output":
+                self.skipped[f"the {port} of {path or 'the model'}"] = reason
             return None
         place = (path, port, leaf)
         known = None if port == "grad_output" else self._same(tensor)

@@ -36,6 +36,7 @@ from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
+from holdfast.live.measurable import transforming
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
@@ -235,8 +236,8 @@ class Watch:
     # What the hooks call
 
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch._C._current_graph_task_id() != -1:
-            return  # a checkpoint recomputes: not a pass of its own
+        if torch._C._current_graph_task_id() != -1 or transforming():
+            return  # a checkpoint recomputes, or torch.func differentiates: not a pass of training
         if self._began is None and module.training:
             self._began = time.perf_counter()
         with self._cadence.timed("hooks"):
