@@ -261,6 +261,22 @@ class Observer:
         self._running: dict[str, Running | None] = {}
         self.in_force = roles
         self._compiled = CompiledCalls(self.see)
+        self._hook(leaves)
+        self.begin(0.0)
+
+    def rehook(self, leaves: Sequence[tuple[str, nn.Module]]) -> None:
+        """Read other layers from now on; the scales of sketches stay, so that what is at a place still merges.
+
+        Args:
+            leaves: `(path, module)` of all the layers to read.
+        """
+        self._hooks.close()
+        for kept in (self._lays, self._readers, self._samplings):
+            kept.clear()
+        self._left_out.clear()
+        self._hook(leaves)
+
+    def _hook(self, leaves: Sequence[tuple[str, nn.Module]]) -> None:
         self._batch_norms = [(path, module) for path, module in leaves if normalises_batches(module)]
         self._hooks = HookSet()
         for path, module in leaves:
@@ -277,7 +293,6 @@ class Observer:
                 traced=listener("output"),
                 gradient=listener("grad_output"),
             )
-        self.begin(0.0)
 
     def begin(self, where: float, *, whole: bool = True) -> None:
         """Forget the last step and start a new one.

@@ -44,6 +44,7 @@ from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.fixed_probe import FixedProbe
 from holdfast.monitor.loss_tap import TAP
+from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
 from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
 from holdfast.monitor.parameters import Parameters
@@ -136,6 +137,7 @@ class Watch:
         self._noted: set[str] = set()  # reasons given once why a part had nothing to say
         self._unread: frozenset[str] = frozenset()
         self._compiled_told = False
+        self._stale = False  # whether the structure is that of the model before it changed
         self._events: list[Event] = []
         self._step = 0
         self._observing = False
@@ -157,6 +159,8 @@ class Watch:
         _check(self._model, optimizer)
         self._cadence = Cadence(every, budget, probe_every)
         self._parameters = Parameters(self._model, optimizer, stream)
+        self._tree = ModuleTree(self._model, optimizer)
+        self._patterns = sites
         leaves = _chosen(observed_leaves(self._model), sites)
         probe_call = _probe_call(probe)
         structure = self._first_structure(probe_call)
@@ -335,6 +339,7 @@ class Watch:
             seen, gradients = self._observer.observations, self._observer.gradients
             for gradient in gradients.values():
                 gradient.scale = TAP.scale
+            self._guard("structure", self._rescan)
             if self._probing:
                 readings = self._measured(seen, gradients, self._observer.normalised)
             with self._cadence.timed("measures"):
@@ -358,7 +363,7 @@ class Watch:
         self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], normalised: Mapping[Site, Any]
     ) -> list[Reading]:
         """Probes, and the readings of the step's measures."""
-        if self._structure is None or not self._structure.order:
+        if self._structure is None or not self._structure.order or self._stale:
             self._guard("structure", self._see_structure)
         drifts = self._guard("step probe", self._step_probe, seen) or []
         with self._cadence.timed("measures"):
@@ -385,6 +390,7 @@ class Watch:
         """Decide what is done at the next step, and make ready for it."""
         if "step" in self._broken or not self._cadence.wants(self._step + 1):
             return
+        self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
         if self._probing and self._fixed is not None and not self._fixed.holds(self._step):
             self._guard("fixed probe", self._fixed.hold, self._step)
@@ -510,17 +516,42 @@ class Watch:
             ) from exception
 
     def _see_structure(self) -> None:
-        """Extract the structure from the batch just trained on: there was no probe to do it before."""
-        if self._call is None or not self._call.intact:
+        """Extract the structure from the batch just trained on: there was no probe before, or the model changed."""
+        call = self._call if self._call is not None and self._call.intact else None
+        if call is None and not self._stale:
             return
+        self._stale = False
         with self._cadence.timed("probes"):
             self._root_hooks.detach()
             try:
-                structure = extract(self._given, self._optimizer, stream=self._stream, call=self._call)
+                structure = extract(self._given, self._optimizer, stream=self._stream, call=call)
             finally:
                 self._root_hooks.attach()
         self._observer.roles = roles(self._leaves, structure)
         self._describe(structure, seen=True)
+
+    def _rescan(self) -> None:
+        """Follow a model whose layers were added, replaced, frozen or unfrozen in the loop."""
+        if not self._tree.changed():
+            return
+        before, self._leaves = dict(self._leaves), _chosen(observed_leaves(self._model), self._patterns, strict=False)
+        now = dict(self._leaves)
+        new = sorted(path for path, module in now.items() if before.get(path) is not module)
+        gone = sorted(path for path in before if path not in now)
+        if new or gone:
+            self._observer.rehook(self._leaves)
+        # What was seen of the model as it was is no reference for the one it is.
+        self._past = Past()
+        if self._fixed is not None:
+            self._fixed.forget()
+        self._stale = True
+        told = [f"{word} {', '.join(map(repr, paths))}" for word, paths in (("new:", new), ("gone:", gone)) if paths]
+        self._event(
+            "model-changed",
+            f"the model changed before step {self._step + 1 - self._observing}: "
+            + ("; ".join(told) or "other parameters are trained"),
+            data={"new": new, "gone": gone},
+        )
 
     def _describe(self, structure: Structure, *, seen: bool) -> None:
         self._structure = structure
@@ -719,11 +750,13 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _chosen(leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None) -> list[tuple[str, nn.Module]]:
+def _chosen(
+    leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None, *, strict: bool = True
+) -> list[tuple[str, nn.Module]]:
     if patterns is None:
         return leaves
     chosen = [(path, module) for path, module in leaves if any(fnmatchcase(path, pattern) for pattern in patterns)]
-    if not chosen:
+    if not chosen and strict:
         known = ", ".join(repr(path) for path, _ in leaves[:5])
         raise WatchError(
             "sites that name at least one layer",
