@@ -211,6 +211,15 @@ class _Hook(_Silent):
         self.key = RemovableHandle(_Keys()).id
 
     @property
+    def __name__(self) -> str:
+        # torch.jit.script asks every hook for its name, to compile it.
+        raise _ScriptError(
+            "a model that nobody watches",
+            "one with the hooks of a watch on it",
+            "call .close() on the run before torch.jit.script(model)",
+        )
+
+    @property
     def traced(self) -> bool:
         """Whether it stands in compiled code."""
         return any(outlet is not None and outlet.traced for outlet in self.outlets)
@@ -241,6 +250,10 @@ class _Hook(_Silent):
         for outlet in self.outlets:
             if outlet is not None:
                 outlet.open = on
+
+
+class _ScriptError(WatchError, AttributeError):
+    """So that whoever only asks whether a hook has a name is told that it has none."""
 
 
 class _Keys(dict[int, Any]):

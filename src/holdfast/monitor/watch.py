@@ -137,6 +137,7 @@ class Watch:
         self._noted: set[str] = set()  # reasons given once why a part had nothing to say
         self._unread: frozenset[str] = frozenset()
         self._compiled_told = False
+        self._in_backward = False  # whether the optimiser has begun to step inside the backward under way
         self._stale = False  # whether the structure is that of the model before it changed
         self._events: list[Event] = []
         self._step = 0
@@ -280,7 +281,7 @@ class Watch:
             self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._in_backward:
             return
         with self._cadence.timed("hooks"):
             self._guard("step", self._before_step, _has_closure(args, kwargs))
@@ -288,7 +289,7 @@ class Watch:
     def _before_step(self, closure: bool) -> None:
         self._flush()
         # A closure is evaluated inside the step: its loss is not known yet.
-        self._loss = None if closure else TAP.take()
+        self._loss = None if closure else TAP.take(self._optimizer)
         loss = self._logged.get("loss", self._loss)
         if loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
@@ -296,10 +297,24 @@ class Watch:
             self._guard("parameters", self._parameters.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._in_backward:
             return
+        if _found_infinity(optimizer):
+            self._step_skipped()
+        elif torch._C._current_graph_task_id() != -1:
+            # It steps parameter by parameter, as gradients come: one step of the run when the backward is over.
+            self._in_backward = True
+            TAP.afterwards(self._backward_ends)
+        else:
+            self._finish_step(_has_closure(args, kwargs))
+
+    def _backward_ends(self) -> None:
+        self._in_backward = False
+        self._finish_step(closure=False)
+
+    def _finish_step(self, closure: bool) -> None:
         self._step += 1
-        self._guard("step", self._after_step, _has_closure(args, kwargs))
+        self._guard("step", self._after_step, closure)
         account = self._cadence.account
         account.hooks += self._observer.seconds
         self._observer.seconds = 0.0
@@ -402,7 +417,7 @@ class Watch:
     # Parts of an observed step
 
     def _values(self, closure: bool) -> dict[str, float]:
-        loss = TAP.take(first=True) if closure else self._loss
+        loss = TAP.take(self._optimizer, first=True) if closure else self._loss
         if closure and loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
         values: dict[str, float] = {} if loss is None else {"loss": loss}
@@ -782,6 +797,12 @@ def _shapes(call: Call) -> str:
         for name, each in [*((None, arg) for arg in call.args), *call.kwargs.items()]
     ]
     return f"a probe of {', '.join(parts)}" if parts else "an empty probe"
+
+
+def _found_infinity(optimizer: Optimizer) -> bool:
+    """Whether a fused optimiser is about to let a step fall: a gradient scaler told it of an infinity."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.any())
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
