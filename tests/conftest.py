@@ -14,12 +14,12 @@ codemain.getrandbits = random.Random(0).getrandbits
 
 _PACKAGE = Path(__file__).parents[1] / "src" / "holdfast"
 
-# Numba compiles `*_cpu` functions from their source: a type-checking wrapper around one does not compile.
+# Numba compiles `*_cpu` functions, Dynamo traces hooks: not with a type-checking wrapper around them.
 install_import_hook(
     [
         "holdfast." + ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
         for path in _PACKAGE.rglob("*.py")
-        if path.name != "__init__.py" and not path.stem.endswith("_cpu")
+        if path.name != "__init__.py" and not path.stem.endswith("_cpu") and path.stem not in ("hooks", "traced")
     ],
     "beartype.beartype",
 )

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from holdfast.core.structure import FunctionalCall, Structure
 from holdfast.live.replay import record_call
 from holdfast.live.structure import extract, kind_of
+from holdfast.live.unseen import compiled_regions
 
 
 def seen(model, *args, optimizer=None, **kwargs):
@@ -211,11 +212,12 @@ def test_compiled_and_distributed_models_are_looked_into():
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     expected = seen(net, torch.ones(1, 2))
     assert seen(nn.DataParallel(net), torch.ones(1, 2)) == expected
-    compiled = seen(torch.compile(net, backend="eager"), torch.ones(1, 2))
-    assert compiled.not_seen == (
-        "what flows inside code that torch.compile made, while it trains; only replays see it: (model)",
-    )
-    assert replace(compiled, not_seen=()) == expected
+    compiled = torch.compile(net, backend="eager")
+    assert seen(compiled, torch.ones(1, 2)) == expected
+    assert compiled_regions(compiled) == compiled_regions(nn.DataParallel(compiled)) == [("", net)]
+    assert compiled_regions(nn.DataParallel(net)) == []
+    net.compile(backend="eager")
+    assert compiled_regions(net) == [("", net)]
 
 
 def test_compiled_regions_are_named():
@@ -224,9 +226,7 @@ def test_compiled_regions_are_named():
     )
     net[1].compile(backend="eager")
     structure = seen(net, torch.ones(1, 2))
-    assert structure.not_seen == (
-        "what flows inside code that torch.compile made, while it trains; only replays see it: 1, 2",
-    )
+    assert compiled_regions(net) == [("1", net[1]), ("2", net[2])]
     assert structure.edges == (("", "0"), ("0", "1.0"), ("1.0", "1.1"), ("1.1", "2._orig_mod"))
 
 

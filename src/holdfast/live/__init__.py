@@ -25,6 +25,10 @@ from holdfast.live.leaves import zero_up_to as zero_up_to
 from holdfast.live.locate import Culprit as Culprit
 from holdfast.live.locate import first_nonfinite as first_nonfinite
 
+# what has no statistics
+from holdfast.live.measurable import transforming as transforming
+from holdfast.live.measurable import unmeasured as unmeasured
+
 # where streams meet
 from holdfast.live.merges import Merge as Merge
 from holdfast.live.merges import Merges as Merges
@@ -49,4 +53,9 @@ from holdfast.live.snapshot import Snapshot as Snapshot
 from holdfast.live.structure import extract as extract
 from holdfast.live.structure import kind_of as kind_of
 from holdfast.live.tensors import tensors_in as tensors_in
+
+# what compiled code tells
+from holdfast.live.traced import Outlet as Outlet
+
+# what hooks cannot see
 from holdfast.live.unseen import unseen as unseen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.errors import WatchError
+from holdfast.live.traced import Listener, Outlet, named_tensors, observe
 
 PreFunction = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], object]
 PostFunction = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
@@ -26,8 +27,13 @@ class HookSet:
 
     What is attached is an object of ours; a deep copy or a pickle of the model holds a standard-library function that
     does nothing in its place, so that copies report to nobody and files name no class of ours. In another process than
-    the one that made the set (a forked data loader), on a shallow copy of the module (a replica of `nn.DataParallel`)
-    and inside a region that `torch.compile` traces, the hooks do nothing.
+    the one that made the set (a forked data loader) and on a shallow copy of the module (a replica of
+    `nn.DataParallel`) the hooks do nothing.
+
+    `torch.compile` traces the hooks that are attached when a module is compiled, at its first call. In compiled code a
+    hook tells its tensors to the function given as `traced`, one by one, instead of calling its own; while exporting it
+    leaves nothing. What was traced stays on the module when the set is detached, or the code would be compiled anew,
+    and is silent until the set is attached again.
 
     Used as a context manager it attaches on entry and closes on exit, also when the body raises.
 
@@ -47,23 +53,36 @@ class HookSet:
         self._attached = False
         self._closed = False
 
-    def pre(self, module: nn.Module, function: PreFunction) -> None:
+    def pre(
+        self, module: nn.Module, function: PreFunction, *, traced: Listener | None = None, first: bool = False
+    ) -> None:
         """Call `function(module, args, kwargs)` before each forward; what it returns is ignored.
 
         Args:
             module: the module to listen to.
             function: must not change what it is given.
+            traced: called in compiled code with each tensor among the arguments, see `Outlet`.
+            first: tell only the first of them, as a sign that the forward begins.
         """
-        self._add(_PreHook(module, function))
+        self._add(_PreHook(module, function, _outlets(traced), first))
 
-    def post(self, module: nn.Module, function: PostFunction) -> None:
+    def post(
+        self,
+        module: nn.Module,
+        function: PostFunction,
+        *,
+        traced: Listener | None = None,
+        gradient: Listener | None = None,
+    ) -> None:
         """Call `function(module, args, kwargs, output)` after each forward, also after one that raised.
 
         Args:
             module: the module to listen to.
             function: must not change what it is given. After a forward that raised, `output` is `None`.
+            traced: called in compiled code with each tensor of the output, see `Outlet`.
+            gradient: called with the gradient at each of these tensors, on the way back.
         """
-        self._add(_PostHook(module, function))
+        self._add(_PostHook(module, function, _outlets(traced, gradient)))
 
     def _add(self, hook: _Hook) -> None:
         if self._closed:
@@ -76,6 +95,11 @@ class HookSet:
     def attached(self) -> bool:
         """Whether the hooks are on the modules."""
         return self._attached
+
+    @property
+    def traced(self) -> list[nn.Module]:
+        """The modules that tell from compiled code."""
+        return [hook.module for hook in self._hooks if hook.traced]
 
     def __len__(self) -> int:
         return len(self._hooks)
@@ -94,7 +118,7 @@ class HookSet:
                 hook.attach()
 
     def detach(self) -> None:
-        """Take the hooks off, exactly these; a second call does nothing."""
+        """Take the hooks off, exactly these, and silence those that were traced; a second call does nothing."""
         if self._attached:
             self._attached = False
             for hook in self._hooks:
@@ -103,6 +127,8 @@ class HookSet:
     def close(self) -> None:
         """Take the hooks off for good and forget modules and functions; a second call does nothing."""
         self.detach()
+        for hook in self._hooks:
+            hook.remove()
         self._closed = True
         self._hooks.clear()
 
@@ -162,30 +188,72 @@ class _Silent:
         return getattr, (nullcontext(), "__exit__")
 
 
+def _outlets(*listeners: Listener | None) -> tuple[Outlet | None, ...]:
+    return tuple(None if each is None else Outlet(each) for each in listeners)
+
+
 class _Hook(_Silent):
     """One hook on one module, with the key under which it stands in the module's dictionaries."""
 
-    __slots__ = ("function", "key", "module", "process")
+    __slots__ = ("function", "key", "module", "on", "outlets", "process")
 
     # the module's dictionary of hooks, and those that flag a hook's key
     hooks: str
     flags: tuple[str, ...]
 
-    def __init__(self, module: nn.Module, function: Callable[..., object]) -> None:
+    def __init__(self, module: nn.Module, function: Callable[..., object], outlets: tuple[Outlet | None, ...]) -> None:
         self.module = module
         self.function = function
+        self.outlets = outlets
+        self.on = False
         self.process = os.getpid()
         # A handle of torch's own draws the key, so that it is never used twice.
         self.key = RemovableHandle(_Keys()).id
 
+    @property
+    def __name__(self) -> str:
+        # torch.jit.script asks every hook for its name, to compile it.
+        raise _ScriptError(
+            "a model that nobody watches",
+            "one with the hooks of a watch on it",
+            "call .close() on the run before torch.jit.script(model)",
+        )
+
+    @property
+    def traced(self) -> bool:
+        """Whether it stands in compiled code."""
+        return any(outlet is not None and outlet.traced for outlet in self.outlets)
+
     def attach(self) -> None:
-        getattr(self.module, self.hooks)[self.key] = self
-        for flag in self.flags:
-            getattr(self.module, flag)[self.key] = True
+        self._switch(True)
+        hooks = getattr(self.module, self.hooks)
+        if self.key not in hooks:
+            hooks[self.key] = self
+            for flag in self.flags:
+                getattr(self.module, flag)[self.key] = True
 
     def detach(self) -> None:
+        self._switch(False)
+        if not self.traced:
+            self.remove()
+
+    def remove(self) -> None:
         for name in (self.hooks, *self.flags):
             getattr(self.module, name).pop(self.key, None)
+
+    def silent(self, module: nn.Module) -> bool:
+        """Whether a call is none of its business: it is off, or on a copy, or in another process."""
+        return not self.on or module is not self.module or os.getpid() != self.process
+
+    def _switch(self, on: bool) -> None:
+        self.on = on
+        for outlet in self.outlets:
+            if outlet is not None:
+                outlet.open = on
+
+
+class _ScriptError(WatchError, AttributeError):
+    """So that whoever only asks whether a hook has a name is told that it has none."""
 
 
 class _Keys(dict[int, Any]):
@@ -193,14 +261,25 @@ class _Keys(dict[int, Any]):
 
 
 class _PreHook(_Hook):
-    __slots__ = ()
+    __slots__ = ("first",)
     hooks = "_forward_pre_hooks"
     flags = ("_forward_pre_hooks_with_kwargs",)
 
+    def __init__(
+        self, module: nn.Module, function: PreFunction, outlets: tuple[Outlet | None, ...], first: bool
+    ) -> None:
+        super().__init__(module, function, outlets)
+        self.first = first
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or module is not self.module or os.getpid() != self.process:
-            return
-        self.function(module, args, kwargs)
+        if torch.compiler.is_compiling():
+            (outlet,) = self.outlets
+            if outlet is not None and not torch.compiler.is_exporting():
+                tensors = named_tensors((args, kwargs) if kwargs else args)
+                for leaf, tensor in tensors[:1] if self.first else tensors:
+                    observe(tensor, outlet.number, leaf, torch.is_grad_enabled())
+        elif not self.silent(module):
+            self.function(module, args, kwargs)
 
 
 class _PostHook(_Hook):
@@ -211,9 +290,46 @@ class _PostHook(_Hook):
     flags = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() or module is not self.module or os.getpid() != self.process:
-            return
-        self.function(module, args, kwargs, output)
+        if torch.compiler.is_compiling():
+            outlet, back = self.outlets
+            if not torch.compiler.is_exporting():
+                for leaf, tensor in named_tensors(output):
+                    if outlet is not None:
+                        observe(tensor, outlet.number, leaf, torch.is_grad_enabled())
+                    if back is not None and tensor.requires_grad:
+                        tensor.register_hook(_TracedGradientHook(back, leaf))  # type: ignore[no-untyped-call]
+        elif not self.silent(module):
+            self.function(module, args, kwargs, output)
+
+
+def _never_compile(code: CodeType) -> None:
+    """Let Dynamo trace a function into the code around it, but never compile it, or what it calls, by itself.
+
+    The hooks of the outermost compiled module run outside of the compiled code. Compiled by themselves they would fill
+    the few places that Dynamo has for the variants of one function, and make a `fullgraph=True` fail.
+    """
+    dynamo: Any = torch._C._dynamo.eval_frame
+    if hasattr(dynamo, "set_code_exec_strategy"):  # not in torch 2.6
+        skip = dynamo._FrameAction.SKIP
+        dynamo.set_code_exec_strategy(code, dynamo._FrameExecStrategy(skip, skip))
+
+
+_never_compile(_PreHook.__call__.__code__)
+_never_compile(_PostHook.__call__.__code__)
+
+
+class _TracedGradientHook(_Silent):
+    __slots__ = ("leaf", "outlet")
+
+    def __init__(self, outlet: Outlet, leaf: str) -> None:
+        self.outlet = outlet
+        self.leaf = leaf
+
+    def __call__(self, gradient: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            observe(gradient, self.outlet.number, self.leaf, True)
+        else:  # at an output of the compiled graph
+            self.outlet.hear(gradient, self.leaf, True)
 
 
 class _GradientHook(_Silent):

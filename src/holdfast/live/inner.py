@@ -1,4 +1,4 @@
-"""`inner_model`: the user's own module inside the wrappers that torch puts around one."""
+"""`inner_model`: the user's own module inside torch's wrappers; `compiled_model`: what runs its compiled code."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def inner_model(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def compiled_model(model: nn.Module) -> nn.Module:
+    """What runs a model's compiled code and talks to no other rank.
+
+    Args:
+        model: perhaps wrapped.
+
+    Returns:
+        `torch.compile(model)` where it wraps the user's own module directly, else the innermost module.
+    """
+    outer = model
+    while (inner := _wrapped(model)) is not None:
+        outer, model = model, inner
+    return model if isinstance(outer, nn.DataParallel | nn.parallel.DistributedDataParallel) else outer
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:

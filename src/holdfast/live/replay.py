@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from holdfast.core.errors import InputError, WatchError
 from holdfast.core.interrupt import deferred, interruptible
-from holdfast.live.inner import inner_model
+from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.random_state import RandomState, generator_restorer, preserved_random_state
 
 Mode = Literal["as it was", "train", "eval"]
@@ -89,7 +89,9 @@ def record_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, python: boo
     return Call(args, dict(kwargs), random, Autocast.capture(), _versions(args, kwargs))
 
 
-def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bool = True) -> Any:
+def replay(
+    model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bool = True, compiled: bool = False
+) -> Any:
     """Run a model's forward pass on a recorded call, without gradient and without a trace.
 
     Afterwards parameters, buffers (their identity and their version counters too), gradients, the global random
@@ -98,8 +100,8 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
     backward included.
 
     The forward reads clones of the buffers and of the arguments, so nothing needs to be copied back and no version
-    counter moves. A compiled or a distributed model is replayed as the plain module inside. What the user's own hooks
-    and objects outside of the model keep is beyond our reach: they see one more call.
+    counter moves. A compiled or a distributed model is replayed as the plain module inside, unless `compiled`. What the
+    user's own hooks and objects outside of the model keep is beyond our reach: they see one more call.
 
     A model with lazy layers that have not run yet or with TorchScript parts is refused (`InputError`); one whose
     forward changes a parameter in place raises `WatchError` afterwards, since no replay can hide that. Spectral norm
@@ -112,6 +114,9 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
             not called); `"as it was"` leaves the flags.
         random: draw the random numbers that the recorded call drew (the same dropout masks); otherwise go on
             from where the generators stand now.
+        compiled: run through compiled code where there is some, for the very figures that it gave: eager execution
+            rounds otherwise and draws other dropout masks from the same seed. May compile the forward once more,
+            without gradients.
 
     Returns:
         What the forward returned.
@@ -131,11 +136,11 @@ def replay(model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bo
         if random:
             call.random.restore()
         stack.enter_context(_autocast(call.autocast))
-        stack.enter_context(_plain_execution())
+        stack.enter_context(_plain_execution(compiled))
         stack.enter_context(torch.no_grad())
         args, kwargs = _cloned((call.args, dict(call.kwargs)))
         with interruptible():
-            return inner(*args, **kwargs)
+            return (compiled_model(model) if compiled else inner)(*args, **kwargs)
 
 
 @contextmanager
@@ -342,10 +347,10 @@ def _autocast(wanted: Autocast) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_execution() -> Iterator[None]:
-    """Run every module's own forward: no compiled code, no fused inference kernel that skips the inner layers."""
+def _plain_execution(compiled: bool) -> Iterator[None]:
+    """Run every module's own forward: no fused inference kernel that skips the inner layers, no compiled code."""
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
+        if "torch._dynamo" in sys.modules and not compiled:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if parametrize._cache_enabled:
             # within `parametrize.cached()`: what is computed without a graph must not be handed to the training

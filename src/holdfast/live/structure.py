@@ -18,7 +18,7 @@ from holdfast.live.flow import Flow
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import leaf_modules
 from holdfast.live.replay import Call
-from holdfast.live.unseen import compiled_regions, unseen
+from holdfast.live.unseen import unseen
 
 
 def extract(
@@ -74,7 +74,7 @@ def extract(
         aliases=tuple(tuple(same) for same in names.values() if len(same) > 1),
         optimiser="" if optimizer is None else type(optimizer).__name__,
         groups=() if optimizer is None else tuple(_groups(optimizer, names)),
-        not_seen=(*compiled_regions(model), *not_seen),
+        not_seen=not_seen,
     )
 
 

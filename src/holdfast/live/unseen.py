@@ -8,29 +8,35 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from holdfast.live.flow import Flow
+from holdfast.live.inner import inner_model
 from holdfast.live.leaves import OPAQUE
 from holdfast.live.operations import ACTIVATIONS, FUSED, LAYERS, NORMALISERS
 
 
-def compiled_regions(model: nn.Module) -> list[str]:
-    """One sentence when parts of a model are compiled: hooks do not run inside compiled code.
+def compiled_regions(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost parts of a model that `torch.compile` was put on.
 
     Args:
         model: as the user has it, not unwrapped.
 
     Returns:
-        No sentence, or one.
+        Path and module in the plain model. A model that was wrapped, or called by a function that was compiled, out of
+        our sight is not known here.
     """
+    inner = inner_model(model)
+    for module in model.modules():
+        if is_compiled(module):
+            return [("", inner)]
+        if module is inner:
+            break
+    regions = [(path, module) for path, module in inner.named_modules() if is_compiled(module)]
+    return [(path, module) for path, module in regions if not any(_inside(path, other) for other, _ in regions)]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` made this module, or `module.compile()` was called."""
     wrapped = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
-    regions = [
-        path.removesuffix("._orig_mod").removesuffix("_orig_mod")
-        for path, module in model.named_modules()
-        if isinstance(module, wrapped) or module._compiled_call_impl is not None
-    ]
-    outermost = [path for path in regions if not any(_inside(path, other) for other in regions)]
-    if not outermost:
-        return []
-    return [f"what flows inside code that torch.compile made, while it trains; only replays see it: {_list(outermost)}"]
+    return isinstance(module, wrapped) or module._compiled_call_impl is not None
 
 
 def _inside(path: str, outer: str) -> bool:

@@ -35,6 +35,10 @@ class FixedProbe:
         for lag in LAGS[1:]:
             self._held.setdefault(lag, (step, seen))
 
+    def forget(self) -> None:
+        """Drop every state held: the model became another one."""
+        self._held.clear()
+
     def holds(self, step: int) -> bool:
         """Whether the state after `step` is held for lag 1."""
         return 1 in self._held and self._held[1][0] == step

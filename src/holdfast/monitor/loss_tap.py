@@ -20,8 +20,9 @@ class LossTap:
 
     `Tensor.backward` goes through `torch.autograd.backward`, so one replaced function sees every root. The scalar
     roots since the last optimiser step belong to the next optimiser that steps: their sum is the function whose
-    gradient that step follows (gradient accumulation, a discriminator's two losses). A root that a gradient scaler
-    made is heard as it was before; when the scaler skips a step, what was heard for it is forgotten.
+    gradient that step follows (gradient accumulation, a discriminator's two losses). Further optimisers that step
+    before the next `backward` follow the same function. A root that a gradient scaler made is heard as it was before;
+    when the scaler skips a step, what was heard for it is forgotten.
 
     Install with `open`, take back with `close`; both count, so that several watches share one tap.
     """
@@ -29,9 +30,12 @@ class LossTap:
     def __init__(self) -> None:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._roots: list[Tensor] = []
+        self._spent: list[Tensor] = []  # roots that belonged to a step
+        self._spenders: set[int] = set()  # and whose
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, ours
         self._steps: Any = None
         self._pid = 0
+        self._afterwards: list[Callable[[], None]] = []
         self._scaled: tuple[weakref.ref[Tensor], Tensor, GradScaler] | None = None
         self._scaler: GradScaler | None = None
 
@@ -69,19 +73,32 @@ class LossTap:
         self._steps.remove()
         self._forget()
 
-    def take(self, *, first: bool = False) -> float | None:
+    def take(self, optimizer: Optimizer, *, first: bool = False) -> float | None:
         """The loss since the last step, and forget it.
 
         Args:
+            optimizer: whose step it is.
             first: only the first root, for an optimiser that evaluates its closure several times a step.
 
         Returns:
             The sum of the roots, `None` when no scalar root was seen.
         """
-        roots, self._roots = self._roots, []
+        if self._roots or id(optimizer) not in self._spenders:
+            self._spend(optimizer)
+            roots = self._spent
+        else:
+            roots = []
         if not roots:
             return None
         return float(sum(float(root) for root in (roots[:1] if first else roots)))
+
+    def afterwards(self, function: Callable[[], None]) -> None:
+        """Call a function once the backward pass under way is over.
+
+        Args:
+            function: without arguments.
+        """
+        self._afterwards.append(function)
 
     @property
     def scale(self) -> float:
@@ -99,7 +116,11 @@ class LossTap:
     def _backward(self, original: Any) -> Any:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             self._hear(tensors)
-            return original(tensors, *args, **kwargs)
+            try:
+                return original(tensors, *args, **kwargs)
+            finally:
+                while self._afterwards:
+                    self._afterwards.pop()()
 
         return backward
 
@@ -137,14 +158,24 @@ class LossTap:
         if self._scaled is not None and self._scaled[0]() is root:
             _, root, self._scaler = self._scaled
             self._scaled = None
+        else:
+            self._scaler = None
         if root.numel() == 1 and len(self._roots) < 10_000:
             self._roots.append(root.detach())
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._forget()
+        self._spend(optimizer)
+
+    def _spend(self, optimizer: Optimizer) -> None:
+        if self._roots:
+            self._spent, self._roots = self._roots, []
+            self._spenders.clear()
+        self._spenders.add(id(optimizer))
 
     def _forget(self) -> None:
         self._roots.clear()
+        self._spent = []
+        self._spenders.clear()
         self._scaled = self._scaler = None
 
 

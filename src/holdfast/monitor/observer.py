@@ -22,7 +22,9 @@ from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of, window_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
+from holdfast.live.measurable import transforming, unmeasured
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
+from holdfast.monitor.compiled import CompiledCalls
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
@@ -258,15 +260,39 @@ class Observer:
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._running: dict[str, Running | None] = {}
         self.in_force = roles
+        self._compiled = CompiledCalls(self.see)
+        self._hook(leaves)
+        self.begin(0.0)
+
+    def rehook(self, leaves: Sequence[tuple[str, nn.Module]]) -> None:
+        """Read other layers from now on; the scales of sketches stay, so that what is at a place still merges.
+
+        Args:
+            leaves: `(path, module)` of all the layers to read.
+        """
+        self._hooks.close()
+        for kept in (self._lays, self._readers, self._samplings):
+            kept.clear()
+        self._left_out.clear()
+        self._hook(leaves)
+
+    def _hook(self, leaves: Sequence[tuple[str, nn.Module]]) -> None:
+        self._batch_norms = [(path, module) for path, module in leaves if normalises_batches(module)]
         self._hooks = HookSet()
         for path, module in leaves:
             if normalises_batches(module):
-                self._hooks.pre(module, functools.partial(self._normalises, path))
+                traced = functools.partial(self._normalises_compiled, path, module)
+                self._hooks.pre(module, functools.partial(self._normalises, path), traced=traced)
                 if isinstance(module, Telemetry):  # before `_after`, which counts the call
                     self._hooks.post(module, functools.partial(self._tells, path))
-            self._hooks.pre(module, functools.partial(self._before, path))
-            self._hooks.post(module, functools.partial(self._after, path))
-        self.begin(0.0)
+            listener = functools.partial(self._compiled.listener, path, module)
+            self._hooks.pre(module, functools.partial(self._before, path), traced=listener("input"))
+            self._hooks.post(
+                module,
+                functools.partial(self._after, path),
+                traced=listener("output"),
+                gradient=listener("grad_output"),
+            )
 
     def begin(self, where: float, *, whole: bool = True) -> None:
         """Forget the last step and start a new one.
@@ -301,6 +327,16 @@ class Observer:
         self._calls: dict[str, int] = {}
         self._recomputed: dict[str, int] = {}
         self._known: dict[int, _Known] = {}
+        self._compiled.begin_pass()
+        if trained_on and self._whole and self._batch_norms and (self.compiled or not self._sites):
+            # Compiled code may move running averages before it tells what was normalised; which layers are compiled
+            # is not known before the first pass.
+            self._running = {path: running_before(module) for path, module in self._batch_norms}
+
+    @property
+    def compiled(self) -> frozenset[nn.Module]:
+        """The layers that tell from compiled code."""
+        return frozenset(self._hooks.traced)
 
     def attach(self) -> None:
         """Let the hooks run."""
@@ -321,6 +357,9 @@ class Observer:
     def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._reading or path in self._left_out or torch._C._current_graph_task_id() != -1:
             return
+        if transforming():
+            self.skipped["what flows inside a transform of torch.func"] = "only plain passes are measured"
+            return
         begin = perf_counter()
         try:
             call = self._calls.get(path, 0)
@@ -331,10 +370,52 @@ class Observer:
         finally:
             self.seconds += perf_counter() - begin
 
+    def see(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
+        """Read a tensor that compiled code tells.
+
+        Args:
+            path: of the layer.
+            module: the layer.
+            port: `input`, `output` or `grad_output`.
+            leaf: path of the tensor in the value at the port.
+            tensor: as it is now; the memory may be written to again without its version counter telling.
+            call: which call of the layer in the pass.
+        """
+        if path in self._left_out or not self._reading:
+            return
+        if port == "grad_output":
+            if self._phase == "train":
+                self._gradient(path, leaf, call, module, tensor)
+            return
+        begin = perf_counter()
+        try:
+            self._read(path, module, port, leaf, tensor, call)
+            self._known.clear()
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
+
+    def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
+        if not self._whole or not self._trained_on or path in self._left_out:
+            return
+        if torch._C._current_graph_task_id() != -1 or transforming():
+            return
+        begin = perf_counter()
+        try:
+            limit, running = self._max_elements, self._running.get(path)
+            seen = batch_statistics(module, tensor, max_elements=limit, where=self._where, running=running)
+            if seen is not None:
+                self.normalised[self._site(path, "input", "", self._compiled.calls(path), self._phase)] = seen
+        except Exception as exception:
+            self._leave_out(path, exception)
+        finally:
+            self.seconds += perf_counter() - begin
+
     def _normalises(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._whole or not self._trained_on or path in self._left_out:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 or transforming():
             return
         begin = perf_counter()
         try:
@@ -353,7 +434,7 @@ class Observer:
     def _tells(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._whole or not self._trained_on or path in self._left_out:
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 or transforming():
             return
         begin = perf_counter()
         try:
@@ -376,7 +457,7 @@ class Observer:
             self.normalised[self._site(path, "input", "", self._calls.get(path, 0), self._phase)] = seen
 
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._reading or path in self._left_out:
+        if not self._reading or path in self._left_out or transforming():
             return
         begin = perf_counter()
         try:
@@ -446,9 +527,10 @@ class Observer:
         reader = self._readers.get(key)
         if reader is not None and reader.fits(tensor):
             return reader
-        if port != "grad_output" and (not tensor.is_floating_point() or tensor.layout != torch.strided):
-            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
-            self.skipped[f"the {port} of {path or 'the model'}"] = f"{kind} values are not measured"
+        reason = unmeasured(tensor)
+        if reason is not None:
+            if port != "grad_output":
+                self.skipped[f"the {port} of {path or 'the model'}"] = reason
             return None
         place = (path, port, leaf)
         known = None if port == "grad_output" else self._same(tensor)

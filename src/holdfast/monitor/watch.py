@@ -34,14 +34,17 @@ from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet
-from holdfast.live.inner import inner_model
+from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
+from holdfast.live.measurable import transforming
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
+from holdfast.live.unseen import compiled_regions, is_compiled
 from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.fixed_probe import FixedProbe
 from holdfast.monitor.loss_tap import TAP
+from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
 from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
 from holdfast.monitor.parameters import Parameters
@@ -133,12 +136,16 @@ class Watch:
         self._broken: set[str] = set()  # parts that failed and are left out
         self._noted: set[str] = set()  # reasons given once why a part had nothing to say
         self._unread: frozenset[str] = frozenset()
+        self._compiled_told = False
+        self._in_backward = False  # whether the optimiser has begun to step inside the backward under way
+        self._stale = False  # whether the structure is that of the model before it changed
         self._events: list[Event] = []
         self._step = 0
         self._observing = False
         self._probing = False
         self._closed = True  # until everything is in place
         self._call: Call | None = None
+        self._passed = False  # whether a forward that is trained on began since the last step
         self._autocast: Autocast | None = None
         self._began: float | None = None  # when the step's first forward did
         self._held: StepRecord | None = None
@@ -153,6 +160,8 @@ class Watch:
         _check(self._model, optimizer)
         self._cadence = Cadence(every, budget, probe_every)
         self._parameters = Parameters(self._model, optimizer, stream)
+        self._tree = ModuleTree(self._model, optimizer)
+        self._patterns = sites
         leaves = _chosen(observed_leaves(self._model), sites)
         probe_call = _probe_call(probe)
         structure = self._first_structure(probe_call)
@@ -171,7 +180,9 @@ class Watch:
         # Nothing above this line touched the model; from here on `close` takes everything back.
         _WATCHED[self._model] = name
         self._root_hooks = HookSet()
-        self._root_hooks.pre(self._model, self._forward_begins)
+        self._root_hooks.pre(self._model, self._forward_begins, traced=self._compiled_begins, first=True)
+        if (wrapper := compiled_model(model)) is not self._model:
+            self._root_hooks.pre(wrapper, self._wrapper_begins)
         self._root_hooks.attach()
         self._step_hooks = (
             optimizer.register_step_pre_hook(self._step_begins),
@@ -230,27 +241,47 @@ class Watch:
     # What the hooks call
 
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch._C._current_graph_task_id() != -1:
-            return  # a checkpoint recomputes: not a pass of its own
+        if torch._C._current_graph_task_id() != -1 or transforming():
+            return  # a checkpoint recomputes, or torch.func differentiates: not a pass of training
         if self._began is None and module.training:
             self._began = time.perf_counter()
         with self._cadence.timed("hooks"):
-            self._guard("forward", self._begin_pass, module, args, kwargs)
+            self._guard("forward", self._record, args, kwargs)
+            self._guard("forward", self._begin_pass, torch.is_grad_enabled())
 
-    def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _wrapper_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The compiled form of the model is called; the model's own call may lie within what was compiled."""
+        with self._cadence.timed("hooks"):
+            self._guard("forward", self._record, args, kwargs)
+
+    def _compiled_begins(self, tensor: Tensor, leaf: str, grad: bool) -> None:
+        """The model is called within compiled code, where its arguments are not known."""
+        if torch._C._current_graph_task_id() != -1:
+            return
+        if self._began is None and self._model.training:
+            self._began = time.perf_counter()
+        with self._cadence.timed("hooks"):
+            self._guard("forward", self._begin_pass, grad)
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._flush()
-        if module.training and torch.is_grad_enabled():
+        if self._model.training and torch.is_grad_enabled():
             self._call = record_call(args, kwargs, python=self._probing, numpy=self._probing)
             self._autocast = self._call.autocast
+
+    def _begin_pass(self, grad: bool) -> None:
+        self._flush()
+        if self._model.training and grad:
+            self._passed = True
             if self._observing:
                 self._observer.begin_pass("train", trained_on=True)
         elif self._observing:
             # One evaluation pass per observed step tells as much as all of them.
             self._evals += 1
-            self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=torch.is_grad_enabled())
+            self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._in_backward:
             return
         with self._cadence.timed("hooks"):
             self._guard("step", self._before_step, _has_closure(args, kwargs))
@@ -258,7 +289,7 @@ class Watch:
     def _before_step(self, closure: bool) -> None:
         self._flush()
         # A closure is evaluated inside the step: its loss is not known yet.
-        self._loss = None if closure else TAP.take()
+        self._loss = None if closure else TAP.take(self._optimizer)
         loss = self._logged.get("loss", self._loss)
         if loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
@@ -266,10 +297,24 @@ class Watch:
             self._guard("parameters", self._parameters.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._in_backward:
             return
+        if _found_infinity(optimizer):
+            self._step_skipped()
+        elif torch._C._current_graph_task_id() != -1:
+            # It steps parameter by parameter, as gradients come: one step of the run when the backward is over.
+            self._in_backward = True
+            TAP.afterwards(self._backward_ends)
+        else:
+            self._finish_step(_has_closure(args, kwargs))
+
+    def _backward_ends(self) -> None:
+        self._in_backward = False
+        self._finish_step(closure=False)
+
+    def _finish_step(self, closure: bool) -> None:
         self._step += 1
-        self._guard("step", self._after_step, _has_closure(args, kwargs))
+        self._guard("step", self._after_step, closure)
         account = self._cadence.account
         account.hooks += self._observer.seconds
         self._observer.seconds = 0.0
@@ -279,14 +324,16 @@ class Watch:
             account.run += time.perf_counter() - self._began
         self._began = None
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
+        self._passed = False
         self._next()
 
     def _step_skipped(self) -> None:
         """The gradient scaler found an infinity and let this model's step fall: forget what was seen for it."""
-        if self._call is None or self._closed:
+        if not self._passed or self._closed:
             return
         self._event("skipped-step", f"the gradient scaler skipped a step after step {self._step}")
         self._call = None
+        self._passed = False
         if self._observing:
             self._observer.begin(self._random.random(), whole=self._probing)
 
@@ -307,11 +354,13 @@ class Watch:
             seen, gradients = self._observer.observations, self._observer.gradients
             for gradient in gradients.values():
                 gradient.scale = TAP.scale
+            self._guard("structure", self._rescan)
             if self._probing:
                 readings = self._measured(seen, gradients, self._observer.normalised)
             with self._cadence.timed("measures"):
                 summaries, channels = self._statistics(seen, gradients)
             self._tell_unread()
+            self._tell_compiled(seen)
         self._held = StepRecord(
             self._step,
             self._stream,
@@ -329,7 +378,7 @@ class Watch:
         self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], normalised: Mapping[Site, Any]
     ) -> list[Reading]:
         """Probes, and the readings of the step's measures."""
-        if self._structure is None or not self._structure.order:
+        if self._structure is None or not self._structure.order or self._stale:
             self._guard("structure", self._see_structure)
         drifts = self._guard("step probe", self._step_probe, seen) or []
         with self._cadence.timed("measures"):
@@ -356,6 +405,7 @@ class Watch:
         """Decide what is done at the next step, and make ready for it."""
         if "step" in self._broken or not self._cadence.wants(self._step + 1):
             return
+        self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
         if self._probing and self._fixed is not None and not self._fixed.holds(self._step):
             self._guard("fixed probe", self._fixed.hold, self._step)
@@ -367,7 +417,7 @@ class Watch:
     # Parts of an observed step
 
     def _values(self, closure: bool) -> dict[str, float]:
-        loss = TAP.take(first=True) if closure else self._loss
+        loss = TAP.take(self._optimizer, first=True) if closure else self._loss
         if closure and loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
         values: dict[str, float] = {} if loss is None else {"loss": loss}
@@ -388,10 +438,16 @@ class Watch:
     def _step_probe(self, seen: Mapping[Site, Any]) -> list[Reading]:
         """Forward the batch just trained on once more, and compare sample by sample."""
         call = self._call
-        if call is None:
+        if not seen:
+            return []
+        if self._observer.compiled and not self._reaches_compiled():
             self._note(
-                "no step probe: the model itself was not called in training mode with gradients (or runs compiled)"
+                "no step probe: the model was compiled after the watch began, around another wrapper or within another "
+                "function; type: model = torch.compile(model) before hf.watch(model, …)"
             )
+            return []
+        if call is None:
+            self._note("no step probe: the model itself was not called in training mode with gradients")
             return []
         if not call.intact:
             self._note("no step probe: the batch was changed in place after the forward")
@@ -400,9 +456,14 @@ class Watch:
             reference = {site: each.features for site, each in seen.items() if site.phase == "train"}
             self._observer.observations = {}
             self._observer.begin_pass("train")
-            self._replay(call, "as it was")
+            self._replay(call, "as it was", compiled=True)
             current = {site: each.features for site, each in self._observer.observations.items()}
             return paired_drift(reference, current, step=self._step, lag=1)
+
+    def _reaches_compiled(self) -> bool:
+        """Whether calling what was given to the watch runs the code that was compiled of it, and no other rank's."""
+        regions = compiled_regions(self._given)
+        return bool(regions) and (regions[0][0] != "" or is_compiled(compiled_model(self._given)))
 
     def _forward_probe(self, call: Call) -> dict[Site, Features]:
         with self._cadence.timed("probes"):
@@ -416,12 +477,12 @@ class Watch:
             self._observer.begin(0.0)
             return seen
 
-    def _replay(self, call: Call, mode: Literal["as it was", "train"]) -> None:
+    def _replay(self, call: Call, mode: Literal["as it was", "train"], *, compiled: bool = False) -> None:
         self._root_hooks.detach()
         self._observer.attach()
         booked = self._observer.seconds
         try:
-            replay(self._model, call, mode=mode)
+            replay(self._given, call, mode=mode, compiled=compiled)
         finally:
             self._observer.seconds = booked  # the hooks' time is the probe's
             self._observer.detach()
@@ -470,17 +531,42 @@ class Watch:
             ) from exception
 
     def _see_structure(self) -> None:
-        """Extract the structure from the batch just trained on: there was no probe to do it before."""
-        if self._call is None or not self._call.intact:
+        """Extract the structure from the batch just trained on: there was no probe before, or the model changed."""
+        call = self._call if self._call is not None and self._call.intact else None
+        if call is None and not self._stale:
             return
+        self._stale = False
         with self._cadence.timed("probes"):
             self._root_hooks.detach()
             try:
-                structure = extract(self._given, self._optimizer, stream=self._stream, call=self._call)
+                structure = extract(self._given, self._optimizer, stream=self._stream, call=call)
             finally:
                 self._root_hooks.attach()
         self._observer.roles = roles(self._leaves, structure)
         self._describe(structure, seen=True)
+
+    def _rescan(self) -> None:
+        """Follow a model whose layers were added, replaced, frozen or unfrozen in the loop."""
+        if not self._tree.changed():
+            return
+        before, self._leaves = dict(self._leaves), _chosen(observed_leaves(self._model), self._patterns, strict=False)
+        now = dict(self._leaves)
+        new = sorted(path for path, module in now.items() if before.get(path) is not module)
+        gone = sorted(path for path in before if path not in now)
+        if new or gone:
+            self._observer.rehook(self._leaves)
+        # What was seen of the model as it was is no reference for the one it is.
+        self._past = Past()
+        if self._fixed is not None:
+            self._fixed.forget()
+        self._stale = True
+        told = [f"{word} {', '.join(map(repr, paths))}" for word, paths in (("new:", new), ("gone:", gone)) if paths]
+        self._event(
+            "model-changed",
+            f"the model changed before step {self._step + 1 - self._observing}: "
+            + ("; ".join(told) or "other parameters are trained"),
+            data={"new": new, "gone": gone},
+        )
 
     def _describe(self, structure: Structure, *, seen: bool) -> None:
         self._structure = structure
@@ -495,6 +581,28 @@ class Watch:
         told = [f"{place}: {self._observer.skipped[place]}" for place in sorted(unread - self._unread)]
         self._unread = unread
         self._describe(replace(self._structure, not_seen=(*self._structure.not_seen, *told)), seen=True)
+
+    def _tell_compiled(self, seen: Mapping[Site, Any]) -> None:
+        """Add to what was not seen the compiled parts that told nothing in the first step observed."""
+        if self._compiled_told or self._structure is None:
+            return
+        self._compiled_told = True
+        told = {site.module for site in seen}
+        leaves = {path for path, _ in self._leaves}
+        silent = [
+            path or "(model)"
+            for path, module in compiled_regions(self._given)
+            if (inside := leaves & {f"{path}.{name}".strip(".") for name, _ in module.named_modules()})
+            and told.isdisjoint(inside)
+        ]
+        if not (silent or seen or self._passed):
+            silent = ["(model)"]
+        if silent:
+            sentence = (
+                f"what flows inside code that torch.compile made before the watch began: {', '.join(silent)}; to see "
+                "it, call hf.watch before the model's first compiled call, or torch.compiler.reset() after hf.watch"
+            )
+            self._describe(replace(self._structure, not_seen=(*self._structure.not_seen, sentence)), seen=True)
 
     # What goes wrong
 
@@ -657,11 +765,13 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _chosen(leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None) -> list[tuple[str, nn.Module]]:
+def _chosen(
+    leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None, *, strict: bool = True
+) -> list[tuple[str, nn.Module]]:
     if patterns is None:
         return leaves
     chosen = [(path, module) for path, module in leaves if any(fnmatchcase(path, pattern) for pattern in patterns)]
-    if not chosen:
+    if not chosen and strict:
         known = ", ".join(repr(path) for path, _ in leaves[:5])
         raise WatchError(
             "sites that name at least one layer",
@@ -687,6 +797,12 @@ def _shapes(call: Call) -> str:
         for name, each in [*((None, arg) for arg in call.args), *call.kwargs.items()]
     ]
     return f"a probe of {', '.join(parts)}" if parts else "an empty probe"
+
+
+def _found_infinity(optimizer: Optimizer) -> bool:
+    """Whether a fused optimiser is about to let a step fall: a gradient scaler told it of an infinity."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.any())
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
