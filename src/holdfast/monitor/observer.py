@@ -39,7 +39,7 @@ class Gradient:
         seen: over the elements read.
         elements: how many the gradient has.
         samples: how many rows it has.
-        scale: what a gradient scaler multiplied it by.
+        scale: what a gradient scaler, and the other ranks' averaging, make it too large by.
     """
 
     seen: Observation
@@ -301,6 +301,20 @@ class Observer:
         self._calls: dict[str, int] = {}
         self._recomputed: dict[str, int] = {}
         self._known: dict[int, _Known] = {}
+
+    @property
+    def scales(self) -> Mapping[tuple[str, Port, str], int]:
+        """Exponents of the sketches' scales, by module, port and leaf."""
+        return self._exponents
+
+    def rescale(self, scales: Mapping[tuple[str, Port, str], int]) -> None:
+        """Use given scales from the next tensor on, for instance those of another process.
+
+        Args:
+            scales: as `scales` has them; the others stay.
+        """
+        self._exponents.update(scales)
+        self._readers.clear()
 
     def attach(self) -> None:
         """Let the hooks run."""

@@ -1,0 +1,236 @@
+"""`Ranks`: what the processes of a distributed run agree on, at steps that all of them know beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, MutableMapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from holdfast.core.site import Port
+from holdfast.live.ranks import averaged_over, distributed, store, talks, this_rank, world_size
+
+GAP = 64
+"""The most steps between two meetings: an alarm on one rank is heard by the others after so many at the latest."""
+
+PATIENCE = timedelta(seconds=120)
+"""How long a rank waits for the others before it goes on alone."""
+
+Scales = MutableMapping[tuple[str, Port, str], int]
+
+_NUMBERS = 6  # in a message, which has the same size whatever it is about
+_MEETING, _READY = 0, 1
+
+
+class Ranks:
+    """One rank's view of the others: when all observe, and when all replay.
+
+    A replay of a forward pass that gathers shards or joins statistics hangs unless every rank runs it, so no rank may
+    decide alone. Decisions that follow from the step alone need no word. The others are made at meetings: one
+    `all_reduce` of a few numbers on a gloo group of our own, before steps that all ranks know from the last meeting,
+    right after an optimiser step, where training has just synchronised them. There the latest wish of all becomes the
+    next observed step (every rank's budget holds), and an alarm on one becomes everybody's.
+
+    Whether all ranks are watched at all is asked without waiting: each leaves a note in the process group's store when
+    it starts, and looks for the others' after the first step, whose gradients cannot have been averaged before every
+    rank had started. The first to look decides for all. Until then nothing is replayed that talks to other ranks.
+
+    Each message carries the place where it was sent. When the places differ (a part of the monitor failed on one
+    rank), when a rank is gone or the group destroyed, every rank notices, and goes on alone: observing by its own clock
+    and without replays that talk.
+
+    Args:
+        model: as it is called in training, in its wrappers.
+        key: names the watch; the same on all ranks.
+        options: must be the same on all ranks.
+        scales: of the sketches, by module, port and leaf; from the second observed step on those of rank 0, so that
+            sketches of all ranks merge.
+
+    Attributes:
+        talks: whether a replay of the model needs all ranks.
+        averaged: what the ranks' summed gradients are divided by.
+        due: the next step to observe, where that hangs on the clocks; 0 where it does not.
+        alarm_until: the last step of the window of an alarm that was agreed on.
+        seconds: what the meetings have taken, without waiting for slower ranks.
+        told: sentences for the run, to be taken by the watch.
+    """
+
+    def __init__(self, model: nn.Module, *, key: str, options: str, scales: Scales) -> None:
+        self.rank, self.world = this_rank(), world_size()
+        self.talks, self.averaged = talks(model), averaged_over(model)
+        self.due = self.alarm_until = 0
+        self.seconds = 0.0
+        self.told: list[str] = []
+        self._scales = scales
+        self._shared = 0
+        self._alarm = 0
+        self._next = 2
+        self._lasted = 0.0
+        self._group: Any = None
+        self._state: Literal["waiting", "together", "alone"] = "waiting" if self.world > 1 else "alone"
+        if self._state == "waiting":
+            _OPENED[key] += 1
+            self._key = f"holdfast/watch/{key}/{_OPENED[key]}"
+            try:
+                store().set(f"{self._key}/{self.rank}", options)
+            except Exception as error:  # no process group yet, or a store that is gone
+                self._leave(f"no process group was made before the watch ({type(error).__name__}: {error})")
+
+    @property
+    def together(self) -> bool:
+        """Whether all ranks decide as one."""
+        return self._state == "together"
+
+    def meet(self, step: int, due: Callable[[], int]) -> None:
+        """Be there before a step; costs nothing unless it is a step of a meeting.
+
+        Args:
+            step: the step to come; asked once for each, by every rank.
+            due: the first step, from this one on, that this rank wishes to observe; 0 where that follows from the step
+                alone. Asked at meetings only.
+        """
+        if self._state == "alone" or step < self._next:
+            return
+        if self._state == "waiting":
+            self._join()
+        if self.together:
+            scales = len(self._scales) if self.rank == 0 else 0
+            found = self._exchange(4 * step + _MEETING, float(due()), float(self._alarm), float(scales), -self._lasted)
+            if found is not None:
+                self._agreed(step, *found)
+        if self._alarm and not self.together:
+            self._sound(step, self._alarm)
+
+    def alarm(self, window: int) -> None:
+        """Let every rank observe each step of a window, from the next meeting on.
+
+        Args:
+            window: in steps.
+        """
+        self._alarm = max(self._alarm, window)
+
+    def ready(self, step: int, *flags: bool) -> tuple[bool, ...]:
+        """Which replays all ranks are ready for; asked by every rank at the same place of an observed step.
+
+        Args:
+            step: the step just done.
+            flags: whether this rank is, of each.
+
+        Returns:
+            Of each; as given where a replay talks to nobody.
+        """
+        if not self.talks:
+            return flags
+        found = self._exchange(4 * step + _READY, *(float(not flag) for flag in flags)) if self.together else None
+        return tuple(found is not None and not found[place] for place in range(len(flags)))
+
+    def close(self) -> None:
+        """Leave; the others go on alone. A second call does nothing."""
+        self._state = "alone"
+        group, self._group = self._group, None
+        if group is not None and distributed():
+            with contextlib.suppress(Exception):  # the user may have destroyed all groups
+                dist.destroy_process_group(group)
+
+    # What happens at a meeting
+
+    def _agreed(self, step: int, due: float, alarm: float, scales: float, lasted: float, *_: float) -> None:
+        self.due = int(due)
+        if alarm:
+            self._sound(step, int(alarm))
+        self.seconds += -lasted  # of the last meeting, by the rank that came last and waited for nobody
+        self._next = min(max(step, self.due) + 1, step + GAP) if self.due else step + GAP
+        if scales > self._shared:
+            self._shared = int(scales)
+            self._share()
+
+    def _sound(self, step: int, window: int) -> None:
+        self.alarm_until, self._alarm = step - 1 + window, 0
+
+    def _exchange(self, place: int, *numbers: float) -> list[float] | None:
+        """The greatest of each number over all ranks; `None` when the ranks did not meet."""
+        begin = time.perf_counter()
+        row = torch.tensor(
+            [place, -place, *numbers, *[0.0] * (_NUMBERS - len(numbers))], dtype=torch.float64, device="cpu"
+        )
+        try:
+            dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self._group)
+        except Exception as error:
+            self._leave(f"the other ranks cannot be reached any more ({_first_line(error)})")
+            return None
+        self._lasted = time.perf_counter() - begin
+        highest, lowest, *found = row.tolist()
+        if (highest, -lowest) != (place, place):
+            self._leave("the ranks were not at the same place of the loop, or a part of the monitor failed on one")
+            return None
+        return found
+
+    def _share(self) -> None:
+        """Take over the scales of rank 0."""
+        text = json.dumps([[*place, scale] for place, scale in self._scales.items()]) if self.rank == 0 else ""
+        payload = torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+        size = torch.tensor([len(payload)], device="cpu")
+        try:
+            dist.broadcast(size, src=0, group=self._group)
+            payload = payload if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device="cpu")
+            dist.broadcast(payload, src=0, group=self._group)
+        except Exception as error:
+            self._leave(f"the other ranks cannot be reached any more ({_first_line(error)})")
+            return
+        for module, port, leaf, scale in json.loads(bytes(payload.tolist())):
+            self._scales[module, port, leaf] = scale
+
+    # How they come together, and part
+
+    def _join(self) -> None:
+        try:
+            verdict = self._verdict()
+            if verdict == "together":
+                self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except Exception as error:
+            verdict = f"the ranks could not meet ({_first_line(error)})"
+        if verdict == "together":
+            self._state = "together"
+        else:
+            self._leave(verdict)
+
+    def _verdict(self) -> str:
+        """`"together"`, or why not: what the first rank to ask found, for all of them."""
+        notes = store()
+        keys = [f"{self._key}/{rank}" for rank in range(self.world)]
+        present = [rank for rank, key in enumerate(keys) if notes.check([key])]
+        if len(present) < self.world:
+            mine = f"only {_ranks(present)} of {self.world} watched from the first step on"
+        elif len({notes.get(key) for key in keys}) > 1:
+            mine = "the ranks watch with different options (every, probe)"
+        else:
+            mine = "together"
+        if notes.add(f"{self._key}/asked", 1) == 1:
+            notes.set(f"{self._key}/verdict", mine)
+        notes.wait([f"{self._key}/verdict"], PATIENCE)
+        return notes.get(f"{self._key}/verdict").decode()
+
+    def _leave(self, reason: str) -> None:
+        self.close()
+        effect = ", without probes because its model's forward talks to the other ranks" if self.talks else ""
+        self.told.append(f"rank {self.rank} observes by itself{effect}: {reason}")
+
+
+# How many watches of each key this process has opened: the n-th of one rank belongs to the n-th of another.
+_OPENED: Counter[str] = Counter()
+
+
+def _ranks(numbers: list[int]) -> str:
+    return f"{'rank' if len(numbers) == 1 else 'ranks'} {', '.join(map(str, numbers))}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
