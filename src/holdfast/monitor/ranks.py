@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -56,7 +56,8 @@ class Ranks:
     Attributes:
         talks: whether a replay of the model needs all ranks.
         averaged: what the ranks' summed gradients are divided by.
-        due: the next step to observe, where that hangs on the clocks; 0 where it does not.
+        due: the next steps at which something is done, one for each thing that hangs on the clocks; 0 for one that does
+            not.
         alarm_until: the last step of the window of an alarm that was agreed on.
         seconds: what the meetings have taken, without waiting for slower ranks.
         told: sentences for the run, to be taken by the watch.
@@ -65,7 +66,8 @@ class Ranks:
     def __init__(self, model: nn.Module, *, key: str, options: str, scales: Scales) -> None:
         self.rank, self.world = this_rank(), world_size()
         self.talks, self.averaged = talks(model), averaged_over(model)
-        self.due = self.alarm_until = 0
+        self.due: tuple[int, ...] = ()
+        self.alarm_until = 0
         self.seconds = 0.0
         self.told: list[str] = []
         self._scales = scales
@@ -88,13 +90,13 @@ class Ranks:
         """Whether all ranks decide as one."""
         return self._state == "together"
 
-    def meet(self, step: int, due: Callable[[], int]) -> None:
+    def meet(self, step: int, due: Callable[[], Sequence[int]]) -> None:
         """Be there before a step; costs nothing unless it is a step of a meeting.
 
         Args:
             step: the step to come; asked once for each, by every rank.
-            due: the first step, from this one on, that this rank wishes to observe; 0 where that follows from the step
-                alone. Asked at meetings only.
+            due: of each thing to be decided (at most three), the first step from this one on at which this rank wishes
+                to do it; 0 where that follows from the step alone. Asked at meetings only.
         """
         if self._state == "alone" or step < self._next:
             return
@@ -102,9 +104,10 @@ class Ranks:
             self._join()
         if self.together:
             scales = len(self._scales) if self.rank == 0 else 0
-            found = self._exchange(4 * step + _MEETING, float(due()), float(self._alarm), float(scales), -self._lasted)
+            wishes = [float(each) for each in due()]
+            found = self._exchange(4 * step + _MEETING, float(self._alarm), float(scales), -self._lasted, *wishes)
             if found is not None:
-                self._agreed(step, *found)
+                self._agreed(step, found[:3], found[3 : 3 + len(wishes)])
         if self._alarm and not self.together:
             self._sound(step, self._alarm)
 
@@ -141,12 +144,13 @@ class Ranks:
 
     # What happens at a meeting
 
-    def _agreed(self, step: int, due: float, alarm: float, scales: float, lasted: float, *_: float) -> None:
-        self.due = int(due)
+    def _agreed(self, step: int, figures: list[float], due: list[float]) -> None:
+        alarm, scales, lasted = figures
         if alarm:
             self._sound(step, int(alarm))
-        self.seconds += -lasted  # of the last meeting, by the rank that came last and waited for nobody
-        self._next = min(max(step, self.due) + 1, step + GAP) if self.due else step + GAP
+        self.due = tuple(map(int, due))
+        self._next = min([each + 1 for each in self.due if each] + [step + GAP])
+        self.seconds -= lasted  # the last meeting's, by the rank that came last and waited for nobody
         if scales > self._shared:
             self._shared = int(scales)
             self._share()
