@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
@@ -77,13 +77,12 @@ class Ranks:
         self._lasted = 0.0
         self._group: Any = None
         self._state: Literal["waiting", "together", "alone"] = "waiting" if self.world > 1 else "alone"
+        self._note: _Note | None = None
         if self._state == "waiting":
-            _OPENED[key] += 1
-            self._key = f"holdfast/watch/{key}/{_OPENED[key]}"
             try:
-                store().set(f"{self._key}/{self.rank}", options)
+                self._note = _Note(key, self.rank, options)
             except Exception as error:  # no process group yet, or a store that is gone
-                self._leave(f"no process group was made before the watch ({type(error).__name__}: {error})")
+                self.leave(f"no process group was made before the watch ({_first_line(error)})")
 
     @property
     def together(self) -> bool:
@@ -135,7 +134,25 @@ class Ranks:
         return tuple(found is not None and not found[place] for place in range(len(flags)))
 
     def close(self) -> None:
-        """Leave; the others go on alone. A second call does nothing."""
+        """Leave for good; the others go on alone. A second call does nothing."""
+        self._part()
+        if self._note is not None:
+            self._note.close()
+            self._note = None
+
+    def leave(self, reason: str) -> None:
+        """Go on alone. The others notice at once, also where they wait for this rank's word.
+
+        Args:
+            reason: for the run.
+        """
+        if self._state == "alone":
+            return
+        self._part()
+        effect = ", without probes because its model's forward talks to the other ranks" if self.talks else ""
+        self.told.append(f"rank {self.rank} observes by itself{effect}: {reason}")
+
+    def _part(self) -> None:
         self._state = "alone"
         group, self._group = self._group, None
         if group is not None and distributed():
@@ -167,12 +184,12 @@ class Ranks:
         try:
             dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self._group)
         except Exception as error:
-            self._leave(f"the other ranks cannot be reached any more ({_first_line(error)})")
+            self.leave(f"the other ranks cannot be reached any more ({type(error).__name__})")
             return None
         self._lasted = time.perf_counter() - begin
         highest, lowest, *found = row.tolist()
         if (highest, -lowest) != (place, place):
-            self._leave("the ranks were not at the same place of the loop, or a part of the monitor failed on one")
+            self.leave("the ranks were not at the same place of the loop, or a part of the monitor failed on one")
             return None
         return found
 
@@ -186,7 +203,7 @@ class Ranks:
             payload = payload if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device="cpu")
             dist.broadcast(payload, src=0, group=self._group)
         except Exception as error:
-            self._leave(f"the other ranks cannot be reached any more ({_first_line(error)})")
+            self.leave(f"the other ranks cannot be reached any more ({type(error).__name__})")
             return
         for module, port, leaf, scale in json.loads(bytes(payload.tolist())):
             self._scales[module, port, leaf] = scale
@@ -195,40 +212,66 @@ class Ranks:
 
     def _join(self) -> None:
         try:
-            verdict = self._verdict()
-            if verdict == "together":
+            verdict = self._note.verdict(self.world) if self._note is not None else ""
+            if verdict == _TOGETHER:
                 self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         except Exception as error:
             verdict = f"the ranks could not meet ({_first_line(error)})"
-        if verdict == "together":
+        if verdict == _TOGETHER:
             self._state = "together"
         else:
-            self._leave(verdict)
+            self.leave(verdict)
 
-    def _verdict(self) -> str:
-        """`"together"`, or why not: what the first rank to ask found, for all of them."""
+
+class _Note:
+    """What a rank that watches leaves for the others in the process group's store, while it may still join them."""
+
+    def __init__(self, key: str, rank: int, options: str) -> None:
+        taken = _TAKEN.setdefault(key, set())
+        self._place = next(place for place in range(len(taken) + 1) if place not in taken)
+        taken.add(self._place)
+        self._key, self._rank = key, rank
+        # The number tells this watch from an earlier one at the same place.
+        store().set(self._at(rank), json.dumps([next(_NUMBERS_OF_WATCHES), options]))
+
+    def _at(self, rank: int) -> str:
+        return f"holdfast/watch/{self._key}/{self._place}/{rank}"
+
+    def close(self) -> None:
+        """Make room for another watch of the same key."""
+        self.withdraw()
+        _TAKEN[self._key].discard(self._place)
+
+    def withdraw(self) -> None:
+        """Tell that this rank is not to be waited for."""
+        with contextlib.suppress(Exception):  # the store may be gone
+            store().set(self._at(self._rank), _GONE)
+
+    def verdict(self, world: int) -> str:
+        """`"together"`, or why not; what the first rank to ask found, for all of them."""
         notes = store()
-        keys = [f"{self._key}/{rank}" for rank in range(self.world)]
-        present = [rank for rank, key in enumerate(keys) if notes.check([key])]
-        if len(present) < self.world:
-            mine = f"only {_ranks(present)} of {self.world} watched from the first step on"
-        elif len({notes.get(key) for key in keys}) > 1:
+        found = [
+            notes.get(self._at(rank)).decode() if notes.check([self._at(rank)]) else _GONE for rank in range(world)
+        ]
+        present = [rank for rank, note in enumerate(found) if note != _GONE]
+        mine = _TOGETHER
+        if len(present) < world:
+            mine = f"only {_ranks(present)} of {world} watched from the first step on"
+        elif len({json.loads(note)[1] for note in found}) > 1:
             mine = "the ranks watch with different options (every, probe)"
-        else:
-            mine = "together"
-        if notes.add(f"{self._key}/asked", 1) == 1:
-            notes.set(f"{self._key}/verdict", mine)
-        notes.wait([f"{self._key}/verdict"], PATIENCE)
-        return notes.get(f"{self._key}/verdict").decode()
-
-    def _leave(self, reason: str) -> None:
-        self.close()
-        effect = ", without probes because its model's forward talks to the other ranks" if self.talks else ""
-        self.told.append(f"rank {self.rank} observes by itself{effect}: {reason}")
+        if 0 not in present:
+            self.withdraw()  # it comes too late, should it come
+            return mine
+        case = f"{self._at(0)}/{json.loads(found[0])[0]}"
+        if notes.add(f"{case}/asked", 1) == 1:
+            notes.set(f"{case}/verdict", mine)
+        notes.wait([f"{case}/verdict"], PATIENCE)
+        return notes.get(f"{case}/verdict").decode()
 
 
-# How many watches of each key this process has opened: the n-th of one rank belongs to the n-th of another.
-_OPENED: Counter[str] = Counter()
+_TOGETHER, _GONE = "together", "gone"
+_NUMBERS_OF_WATCHES = itertools.count(1)
+_TAKEN: dict[str, set[int]] = {}  # key → places of this process's open watches
 
 
 def _ranks(numbers: list[int]) -> str:

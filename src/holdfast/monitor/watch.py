@@ -175,7 +175,7 @@ class Watch:
             self._cadence.ranks = self._ranks
 
         self.sink = open_sink()
-        self._describe(structure, seen=bool(structure.order))
+        self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
         # Nothing above this line touched the model; from here on `close` takes everything back.
         _WATCHED[self._model] = name
         self._root_hooks = HookSet()
@@ -594,6 +594,8 @@ class Watch:
             raise exception
         first = not self._broken
         self._broken.add(part)
+        if part in ("step", "cadence"):  # in which the ranks exchange words: they must not wait for this one's
+            self._ranks.leave(f"{part} failed")
         where = "".join(traceback.format_exception(exception)[-2:]).strip()
         sentence = f"{part} failed and is left out from now on: {type(exception).__name__}: {exception}"
         self._event("monitor-error", sentence, data={"part": part, "traceback": where})
