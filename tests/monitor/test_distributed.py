@@ -92,8 +92,11 @@ def check_against_one(folder: Path, one: RunReader, first: int) -> None:
         assert set(both.sites(phase="train")) == set(one.sites(phase="train"))
         compared = 0
         for site in one.sites(phase="train"):
-            for (step, ours), (other, theirs) in zip(both.summaries(site), one.summaries(site), strict=True):
-                assert step == other
+            found = dict(both.summaries(site))
+            for step, theirs in one.summaries(site):
+                if step < first and site.port == "output":
+                    continue  # whose output is kept is told by the structure
+                ours = found[step]
                 a, b = ours.moments, theirs.moments
                 assert (a.count, ours.counts.total) == (b.count, theirs.counts.total)
                 np.testing.assert_allclose(a.rms, b.rms, rtol=2e-6)
@@ -103,10 +106,14 @@ def check_against_one(folder: Path, one: RunReader, first: int) -> None:
                 if step == 1 and first == 1 and site.port != "grad_output":
                     # The scales come from the probe; and no weight has been rounded differently yet.
                     assert ours.sketch == theirs.sketch
-            for (_, ours), (_, theirs) in zip(both.channels(site), one.channels(site), strict=True):
+            found = dict(both.channels(site))
+            for step, theirs in one.channels(site):
+                if first > 1 and site.port == "output":
+                    continue  # merged over steps, of which the first is not there
+                ours = found[step]
                 np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
                 assert (ours.count == theirs.count).all()
-        assert compared == 13 * both.steps
+        assert compared >= 13 * both.steps - first
         for measure in ("gradient-norm", "weight-norm", "update-ratio"):
             expected = {(each.site, each.step): each for each in one.readings(measure)}
             found = {(each.site, each.step): each for each in both.readings(measure)}
