@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ GAP = 64
 PATIENCE = timedelta(seconds=120)
 """How long a rank waits for the others before it goes on alone."""
 
-Scales = MutableMapping[tuple[str, Port, str], int]
+Scales = Mapping[tuple[str, Port, str], int]
 
 _NUMBERS = 6  # in a message, which has the same size whatever it is about
 _MEETING, _READY = 0, 1
@@ -50,8 +50,9 @@ class Ranks:
         model: as it is called in training, in its wrappers.
         key: names the watch; the same on all ranks.
         options: must be the same on all ranks.
-        scales: of the sketches, by module, port and leaf; from the second observed step on those of rank 0, so that
-            sketches of all ranks merge.
+        scales: of the sketches, by module, port and leaf; other ranks take over those of rank 0 after the first
+            step, so that sketches of all ranks merge.
+        rescale: takes them over.
 
     Attributes:
         talks: whether a replay of the model needs all ranks.
@@ -63,14 +64,16 @@ class Ranks:
         told: sentences for the run, to be taken by the watch.
     """
 
-    def __init__(self, model: nn.Module, *, key: str, options: str, scales: Scales) -> None:
+    def __init__(
+        self, model: nn.Module, *, key: str, options: str, scales: Scales, rescale: Callable[[Scales], None]
+    ) -> None:
         self.rank, self.world = this_rank(), world_size()
         self.talks, self.averaged = talks(model), averaged_over(model)
         self.due: tuple[int, ...] = ()
         self.alarm_until = 0
         self.seconds = 0.0
         self.told: list[str] = []
-        self._scales = scales
+        self._scales, self._rescale = scales, rescale
         self._shared = 0
         self._alarm = 0
         self._next = 2
@@ -205,8 +208,9 @@ class Ranks:
         except Exception as error:
             self.leave(f"the other ranks cannot be reached any more ({type(error).__name__})")
             return
-        for module, port, leaf, scale in json.loads(bytes(payload.tolist())):
-            self._scales[module, port, leaf] = scale
+        if self.rank:
+            found = json.loads(bytes(payload.tolist()))
+            self._rescale({(module, port, leaf): scale for module, port, leaf, scale in found})
 
     # How they come together, and part
 
