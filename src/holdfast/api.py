@@ -33,6 +33,7 @@ from holdfast.monitor.observer import MAX_ELEMENTS
 from holdfast.monitor.watch import Mode, Watch
 from holdfast.norms.examples import examples
 from holdfast.norms.sketch import text_sketch
+from holdfast.store.ranks import MergedRun, open_run
 from holdfast.store.reader import RunReader
 from holdfast.store.writer import RunWriter
 
@@ -47,14 +48,15 @@ class Run:
 
     Args:
         path: the run's folder.
+        rank: of a run of several processes, only what this one recorded; all of them as one when `None`.
 
     Raises:
         RunError: there is no readable run.
     """
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, *, rank: int | None = None) -> None:
         self._path = Path(fspath(path))
-        self._reader = RunReader(self._path)
+        self._reader = open_run(self._path, rank=rank)
 
     @property
     def path(self) -> Path:
@@ -174,13 +176,13 @@ class LiveRun(Run):
         self._path = path
         self._watch = watch
         self._writer = writer
-        self._opened: RunReader | None = None
+        self._opened: RunReader | MergedRun | None = None
 
     @property
-    def _reader(self) -> RunReader:  # type: ignore[override]
+    def _reader(self) -> RunReader | MergedRun:  # type: ignore[override]
         if self._opened is None:
             # A later run in the same folder is another attempt, not this one.
-            self._opened = RunReader(self._path, attempt=self._writer.attempt)
+            self._opened = open_run(self._path, attempt=self._writer.attempt)
         return self._opened
 
     @property

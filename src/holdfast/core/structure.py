@@ -18,6 +18,7 @@ class ParameterNode:
         dtype: such as `"float32"`.
         requires_grad: whether it is trained.
         group: index of the optimiser's parameter group, `None` when no group holds it.
+        copies: how many of the ranks hold each of its elements; all of them unless it is sharded.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ParameterNode:
     dtype: str
     requires_grad: bool
     group: int | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Structure:
         optimiser: name of the optimiser's class, `""` when none was given.
         groups: its parameter groups.
         not_seen: one sentence for each part that hooks cannot see.
+        ranks: how many processes train the model together.
     """
 
     stream: str
@@ -105,6 +108,7 @@ class Structure:
     optimiser: str = ""
     groups: tuple[Group, ...] = ()
     not_seen: tuple[str, ...] = ()
+    ranks: int = 1
 
     def module(self, path: str) -> ModuleNode | None:
         """The node at a path, or `None`."""
@@ -148,4 +152,5 @@ class Structure:
             optimiser=raw["optimiser"],
             groups=tuple(Group(group["settings"], tuple(group["parameters"])) for group in raw["groups"]),
             not_seen=tuple(raw["not_seen"]),
+            ranks=raw.get("ranks", 1),
         )

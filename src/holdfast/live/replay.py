@@ -21,6 +21,7 @@ from holdfast.core.errors import InputError, WatchError
 from holdfast.core.interrupt import deferred, interruptible
 from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.random_state import RandomState, generator_restorer, preserved_random_state
+from holdfast.live.ranks import reshard
 
 Mode = Literal["as it was", "train", "eval"]
 
@@ -163,6 +164,7 @@ def untouched(model: nn.Module, *, mode: Mode = "as it was") -> Iterator[None]:
     """
     modules = list(model.modules())
     _refuse(modules)
+    reshard(model)
     parameters = list(model.named_parameters())
     versions = [_version(parameter) for _, parameter in parameters]
     kept = [_Kept(module) for module in modules]
@@ -172,6 +174,7 @@ def untouched(model: nn.Module, *, mode: Mode = "as it was") -> Iterator[None]:
             with interruptible():
                 yield
         finally:
+            reshard(model)  # before the modules get their parameters back, which are the shards
             for each in kept:
                 each.restore()
     for (name, parameter), version in zip(parameters, versions, strict=True):

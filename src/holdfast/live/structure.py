@@ -17,6 +17,7 @@ from holdfast.core.structure import Group, ModuleNode, ParameterNode, Structure
 from holdfast.live.flow import Flow
 from holdfast.live.inner import inner_model
 from holdfast.live.leaves import leaf_modules
+from holdfast.live.ranks import copies, world_size
 from holdfast.live.replay import Call
 from holdfast.live.unseen import unseen
 
@@ -75,6 +76,7 @@ def extract(
         optimiser="" if optimizer is None else type(optimizer).__name__,
         groups=() if optimizer is None else tuple(_groups(optimizer, names)),
         not_seen=not_seen,
+        ranks=world_size(),
     )
 
 
@@ -128,6 +130,7 @@ def _nodes(model: nn.Module, optimizer: Optimizer | None, flow: Flow | None) -> 
                     dtype=str(parameter.dtype).removeprefix("torch."),
                     requires_grad=parameter.requires_grad,
                     group=groups.get(id(parameter)),
+                    copies=copies(parameter),
                 )
                 for name, parameter in module._parameters.items()
                 if parameter is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from holdfast.core.errors import InputError
+from holdfast.monitor.ranks import GAP, Ranks
 
 Every = int | Literal["auto"]
 
@@ -17,6 +18,9 @@ Every = int | Literal["auto"]
 # the price of one observation must be known before it can be kept under a budget.
 SETTLING = frozenset({1, 2, 3, 5, 10, 20, 40, 70, 100, 150, 200})
 SETTLED = max(SETTLING)
+
+# Kinds of work with a cadence each.
+_STATISTICS, _PROBES = 0, 1
 
 
 @dataclass(slots=True)
@@ -85,6 +89,7 @@ class Cadence:
         budget: the monitor's largest share of the bare steps' time, `"auto"` only.
         probe_every: the same for probes; by default at every step that is observed, with `every="auto"` as often as
             the budget allows.
+        ranks: the other processes of a distributed run, which do the same at the same steps.
 
     Raises:
         InputError: `every`, `probe_every` or `budget` is not usable.
@@ -98,9 +103,10 @@ class Cadence:
     every: Every = "auto"
     budget: float = 0.01
     probe_every: Every | None = None
+    ranks: Ranks | None = None
     account: Account = field(default_factory=Account)
     _before: float = 0.0
-    _bare_before: float | None = None
+    _settled: tuple[int, float] | None = None  # step and bare seconds
     _each: Purse = field(default_factory=Purse)
     _statistics: Purse = field(default_factory=Purse)
     _probes: Purse = field(default_factory=Purse)
@@ -120,11 +126,15 @@ class Cadence:
 
     def wants(self, step: int) -> bool:
         """Whether to observe a step, asked once, before it begins."""
-        if step == 1 or step <= self._alarm_until or self.probes(step, wanted=False):
+        if self.ranks is not None:
+            before = self.ranks.seconds
+            self.ranks.meet(step, lambda: self._due(step))
+            self.account.hooks += self.ranks.seconds - before
+        if step == 1 or self._alarming(step) or self.probes(step, wanted=False):
             return True
         if self.every != "auto":
             return step % self.every == 0
-        return self._statistics.holds(self._left(step) / 2)
+        return self._affords(_STATISTICS, step)
 
     def probes(self, step: int, *, wanted: bool = True) -> bool:
         """Whether a step gets probes and measures too.
@@ -133,32 +143,71 @@ class Cadence:
             step: the step to come.
             wanted: whether the step is observed anyway.
         """
-        if self.probe_every is None or step == 1 or step <= self._alarm_until:
+        if self.probe_every is None or step == 1 or self._alarming(step):
             return wanted
         if self.probe_every != "auto":
             return step % self.probe_every == 0
         if step <= SETTLED:
             return step in SETTLING
+        return self._affords(_PROBES, step)
+
+    def _affords(self, work: int, step: int) -> bool:
+        """Whether the budget allows a kind of work, by this process's clock or, with several, as they agreed."""
+        if self.ranks is not None and self.ranks.together:
+            return self.ranks.due[work : work + 1] == (step,)
+        return self._purse(work).holds(self._left(step) * self._part)
+
+    @property
+    def _part(self) -> float:
+        """Of the budget, what one kind of work may take."""
         # Observed at a fixed cadence, statistics are what somebody asked for: all of the budget is the probes'.
-        return self._probes.holds(self._left(step) / (2 if self.every == "auto" else 1))
+        return 0.5 if self.every == "auto" else 1.0
+
+    def _purse(self, work: int) -> Purse:
+        return self._statistics if work == _STATISTICS else self._probes
+
+    def _due(self, step: int) -> tuple[int, int]:
+        """Of statistics and of probes, the step that the budget will allow them at, if all goes on as it did.
+
+        0 where that follows from the step alone.
+        """
+        if step <= SETTLED:
+            return 0, 0
+        limit = self._left(step) * self._part
+        since = step - self._settled[0] if self._settled else 0
+        due = []
+        for work, asked in ((_STATISTICS, self.every), (_PROBES, self.probe_every)):
+            purse = self._purse(work)
+            missing = purse.spent + purse.price - limit
+            wait = 0 if missing <= 0 else math.ceil(missing / limit * since) if limit > 0 else GAP
+            due.append(step + min(wait, GAP) if asked == "auto" else 0)
+        return due[0], due[1]
 
     def _left(self, step: int) -> float:
         """Seconds that the budget allows since settling, less what was spent on every step."""
         if step <= SETTLED:
             return -math.inf
-        if self._bare_before is None:
-            self._bare_before = self.account.bare
+        if self._settled is None:
+            self._settled = step, self.account.bare
             for purse in (self._each, self._statistics, self._probes):
                 purse.spent = 0.0
-        return self.budget * (self.account.bare - self._bare_before) - self._each.spent
+        return self.budget * (self.account.bare - self._settled[1]) - self._each.spent
 
     def alarm(self, step: int, window: int = 20) -> None:
-        """Observe every step of a window: something happened."""
+        """Observe every step of a window: something happened. With several ranks, from their next meeting on."""
         self._alarm_until = max(self._alarm_until, step + window)
+        if self.ranks is not None:
+            self.ranks.alarm(window)
+
+    def _alarming(self, step: int) -> bool:
+        """Whether an alarm lets a step be observed; what is this rank's alone does not, while all decide as one."""
+        if self.ranks is None or not self.ranks.together:
+            return self.alarmed(step)
+        return step <= self.ranks.alarm_until
 
     def alarmed(self, step: int) -> bool:
         """Whether a step lies in an alarm's window."""
-        return step <= self._alarm_until
+        return step <= max(self._alarm_until, 0 if self.ranks is None else self.ranks.alarm_until)
 
     def stepped(self, *, observed: bool, probed: bool) -> None:
         """Tell that a step is over: what was spent since the last one is the price of what was done.

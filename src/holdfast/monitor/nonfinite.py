@@ -36,19 +36,20 @@ def nonfinite_event(model: nn.Module, call: Call | None, loss: float, *, step: i
     return Event(step, "nonfinite", f"the loss became {loss} at step {step}: {detail}", data=data)
 
 
-def keep_batch(folder: Path, step: int, call: Call) -> Path:
+def keep_batch(folder: Path, step: int, call: Call, *, rank: int = 0) -> Path:
     """Save the tensors that a model was given, as plain arrays.
 
     Args:
         folder: of the run.
         step: at which the loss broke.
         call: the model's call.
+        rank: of this process; the file's name tells it where it is not 0.
 
     Returns:
-        The file `batch-<step>.npz`, with one array `input<k>` for each tensor in the order in which the call holds
-        them. It is read with `numpy.load(path)` and holds no Python objects.
+        The file `batch-<step>.npz`, or `batch-<step>.rank-<rank>.npz`, with one array `input<k>` for each tensor in the
+        order in which the call holds them. It is read with `numpy.load(path)` and holds no Python objects.
     """
-    path = folder / f"batch-{step}.npz"
+    path = folder / f"batch-{step}{f'.rank-{rank:03d}' if rank else ''}.npz"
     tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
     arrays = {f"input{place}": _array(tensor) for place, tensor in enumerate(tensors)}
     with path.open("wb") as file:

@@ -41,7 +41,7 @@ class Gradient:
         seen: over the elements read.
         elements: how many the gradient has.
         samples: how many rows it has.
-        scale: what a gradient scaler multiplied it by.
+        scale: what a gradient scaler, and the other ranks' averaging, make it too large by.
     """
 
     seen: Observation
@@ -337,6 +337,20 @@ class Observer:
     def compiled(self) -> frozenset[nn.Module]:
         """The layers that tell from compiled code."""
         return frozenset(self._hooks.traced)
+
+    @property
+    def scales(self) -> Mapping[tuple[str, Port, str], int]:
+        """Exponents of the sketches' scales, by module, port and leaf."""
+        return self._exponents
+
+    def rescale(self, scales: Mapping[tuple[str, Port, str], int]) -> None:
+        """Use given scales from the next tensor on, for instance those of another process.
+
+        Args:
+            scales: as `scales` has them; the others stay.
+        """
+        self._exponents.update(scales)
+        self._readers.clear()
 
     def attach(self) -> None:
         """Let the hooks run."""

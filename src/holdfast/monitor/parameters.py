@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from holdfast.core.reading import Reading
 from holdfast.core.site import Port, Site
+from holdfast.live.ranks import copies, is_sharded, local
 from holdfast.measures.gradient_norm import gradient_norm
 from holdfast.measures.update_ratio import update_ratio
 from holdfast.measures.weight_norm import weight_norm
@@ -47,24 +49,32 @@ class Parameters:
     def hold(self) -> None:
         """Keep the weights as they are before the step."""
         self.scan()
-        self._before = [_local(parameter).detach().clone() for _, parameter in self._named]
+        self._before = [local(parameter).detach().clone() for _, parameter in self._named]
 
     def global_gradient_norm(self) -> float | None:
-        """L2 norm of the gradients of all parameters that the optimiser steps; `None` when there is none."""
-        gradients = [
-            _local(each.grad)
+        """L2 norm of the gradients of all parameters that the optimiser steps; `None` when there is none.
+
+        With sharded parameters this rank's part of it: squares of the parts add up over the ranks.
+        """
+        stepped = [
+            each
             for group in self._optimizer.param_groups
             for each in group["params"]
             if each.grad is not None and not each.grad.is_sparse
         ]
-        return float(nn.utils.get_total_norm(gradients)) if gradients else None
+        if not stepped:
+            return None
+        if not any(map(is_sharded, stepped)):
+            return float(nn.utils.get_total_norm([each.grad for each in stepped]))
+        norms = _norms([local(each.grad) for each in stepped])
+        return math.sqrt(sum(norm**2 / copies(each) for norm, each in zip(norms, stepped, strict=True)))
 
     def nonfinite_gradients(self) -> list[str]:
         """Names of the parameters whose gradient is not finite."""
         return [
             name
             for name, parameter in self._named
-            if parameter.grad is not None and not bool(torch.isfinite(_local(parameter.grad)).all())
+            if parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all())
         ]
 
     def readings(self, step: int) -> list[Reading]:
@@ -78,14 +88,14 @@ class Parameters:
         """
         if len(self._before) != len(self._named):
             return []
-        now = [_local(parameter).detach() for _, parameter in self._named]
+        now = [local(parameter).detach() for _, parameter in self._named]
         # A tensor kept from before the step becomes the update; nothing else is copied.
         updates = self._before
         torch._foreach_neg_(updates)
         torch._foreach_add_(updates, now)
         self._before = []
         with_gradient = [
-            (place, _local(parameter.grad))
+            (place, local(parameter.grad))
             for place, (_, parameter) in enumerate(self._named)
             if parameter.grad is not None and not parameter.grad.is_sparse
         ]
@@ -117,8 +127,3 @@ def _norms(tensors: Sequence[Tensor]) -> list[float]:
     if not tensors:
         return []
     return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).tolist()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a distributed tensor, any other tensor itself: a norm of the whole would be a collective."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

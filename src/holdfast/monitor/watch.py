@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import math
 import os
 import random
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,14 @@ from holdfast.core.protocols import Sink
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
+from holdfast.core.statistic import Statistic
 from holdfast.core.structure import Structure
 from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.measurable import transforming
+from holdfast.live.ranks import talks
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
@@ -46,11 +49,11 @@ from holdfast.monitor.fixed_probe import FixedProbe
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
-from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Gradient, Observer, roles
 from holdfast.monitor.parameters import Parameters
+from holdfast.monitor.ranks import Ranks
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.stats.features import Features
-from holdfast.stats.packed import Packed
 
 Mode = Literal["sampled", "exact"]
 
@@ -174,9 +177,14 @@ class Watch:
             failed=self._layer_failed,
         )
         self._fixed = None if probe_call is None else FixedProbe(lambda: self._forward_probe(probe_call))
+        options = json.dumps([every, probe_every, probe_call is not None])
+        scales, rescale = self._observer.scales, self._observer.rescale
+        self._ranks = Ranks(model, key=stream, options=options, scales=scales, rescale=rescale)
+        if self._ranks.world > 1:
+            self._cadence.ranks = self._ranks
 
         self.sink = open_sink()
-        self._describe(structure, seen=probe_call is not None)
+        self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
         # Nothing above this line touched the model; from here on `close` takes everything back.
         _WATCHED[self._model] = name
         self._root_hooks = HookSet()
@@ -229,6 +237,7 @@ class Watch:
             handle.remove()
         self._root_hooks.close()
         self._observer.close()
+        self._ranks.close()
         _WATCHED.pop(self._model, None)
         self._guard("account", self._write_account)
         self.sink.close()
@@ -340,6 +349,8 @@ class Watch:
     def _next(self) -> None:
         self._observing = self._probing = False
         self._guard("cadence", self._prepare_next)
+        for reason in self._ranks.told:
+            self._note(reason)
         if not self._observing:
             self._observer.detach()
 
@@ -353,7 +364,7 @@ class Watch:
             self._observer.detach()
             seen, gradients = self._observer.observations, self._observer.gradients
             for gradient in gradients.values():
-                gradient.scale = TAP.scale
+                gradient.scale = TAP.scale * self._ranks.averaged
             self._guard("structure", self._rescan)
             if self._probing:
                 readings = self._measured(seen, gradients, self._observer.normalised)
@@ -378,43 +389,68 @@ class Watch:
         self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any], normalised: Mapping[Site, Any]
     ) -> list[Reading]:
         """Probes, and the readings of the step's measures."""
-        if self._structure is None or not self._structure.order or self._stale:
+        may = self._may_replay()
+        if may.structure and not self._known:
             self._guard("structure", self._see_structure)
-        drifts = self._guard("step probe", self._step_probe, seen) or []
+        drifts = (self._guard("step probe", self._step_probe, seen) if may.step else None) or []
         with self._cadence.timed("measures"):
             found = self._guard("measures", self._site_readings, seen, gradients, normalised, drifts)
             readings = [*(found or []), *drifts]
             readings += self._guard("parameters", self._parameters.readings, self._step) or []
-        if self._fixed is not None:
+        if self._fixed is not None and may.fixed:
             readings += self._guard("fixed probe", self._fixed.read, self._step) or []
         return readings
 
+    def _unscaled(self, gradient: Gradient) -> Statistic:
+        """Of the gradient of the loss that the parameters follow, which several ranks share."""
+        if self._ranks.averaged == 1.0:
+            return gradient.seen.packed_summary
+        return gradient.seen.summary.scaled(1 / self._ranks.averaged)
+
     def _statistics(
         self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any]
-    ) -> tuple[dict[Site, Packed], dict[Site, Packed]]:
+    ) -> tuple[dict[Site, Statistic], dict[Site, Statistic]]:
         """Of the tensors seen, as they are written: summaries, and those of channels."""
         keep = self._kept_outputs()
         kept = {site: each for site, each in seen.items() if site.port == "input" or site.module in keep}
-        summaries = {site: each.packed_summary for site, each in kept.items()}
-        channels = {site: each.packed_channels for site, each in kept.items()}
+        summaries: dict[Site, Statistic] = {site: each.packed_summary for site, each in kept.items()}
+        channels: dict[Site, Statistic] = {site: each.packed_channels for site, each in kept.items()}
         if TAP.scale == 1.0:  # scaled gradients have figures of no meaning to anybody else
-            summaries |= {site: gradient.seen.packed_summary for site, gradient in gradients.items()}
+            summaries |= {site: self._unscaled(gradient) for site, gradient in gradients.items()}
         return summaries, channels
 
     def _prepare_next(self) -> None:
         """Decide what is done at the next step, and make ready for it."""
-        if "step" in self._broken or not self._cadence.wants(self._step + 1):
+        # Asked even when there is nothing left to observe with: the other ranks wait for the answer.
+        if not self._cadence.wants(self._step + 1) or "step" in self._broken:
             return
         self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
         if self._probing and self._fixed is not None and not self._fixed.holds(self._step):
-            self._guard("fixed probe", self._fixed.hold, self._step)
+            (may,) = self._ranks.ready(self._step + 1, "fixed probe" not in self._broken)
+            if may:
+                self._guard("fixed probe", self._fixed.hold, self._step)
         self._observer.begin(self._random.random(), whole=self._probing)
         self._evals = 0
         self._observer.attach()
         self._observing = True
 
     # Parts of an observed step
+
+    @property
+    def _known(self) -> bool:
+        """Whether the structure, as it is now, was seen with its flow of data."""
+        return self._structure is not None and bool(self._structure.order) and not self._stale
+
+    def _may_replay(self) -> _Replays:
+        """What may be replayed: where a forward talks to the other ranks, what all of them are ready for."""
+        if not self._ranks.talks:
+            return _Replays()
+        whole = self._call is not None and self._call.intact
+        ready = {"structure": whole and not self._known, "step probe": whole, "fixed probe": self._fixed is not None}
+        return _Replays(
+            *self._ranks.ready(self._step, *(flag and part not in self._broken for part, flag in ready.items()))
+        )
 
     def _values(self, closure: bool) -> dict[str, float]:
         loss = TAP.take(self._optimizer, first=True) if closure else self._loss
@@ -514,6 +550,8 @@ class Watch:
     # Structure
 
     def _first_structure(self, probe: Call | None) -> Structure:
+        if talks(self._model):
+            probe = None  # not before all ranks are known to be there
         if probe is not None:
             self._try_probe(probe)
         return extract(self._given, self._optimizer, stream=self._stream, call=probe)
@@ -613,7 +651,11 @@ class Watch:
         step = self._step + 1
         self._cadence.alarm(step)
         call = self._call if self._call is not None and self._call.intact else None
-        kept = keep_batch(self._folder, step, call) if self._folder is not None and call is not None else None
+        kept = None
+        if self._folder is not None and call is not None:
+            kept = keep_batch(self._folder, step, call, rank=self._ranks.rank)
+        if self._ranks.talks:
+            call = None  # the other ranks, whose loss may be finite, do not replay
         with self._cadence.timed("probes"):
             self._root_hooks.detach()
             self._observer.detach()
@@ -660,6 +702,8 @@ class Watch:
             raise exception
         first = not self._broken
         self._broken.add(part)
+        if part in ("step", "cadence"):  # in which the ranks exchange words: they must not wait for this one's
+            self._ranks.leave(f"{part} failed")
         where = "".join(traceback.format_exception(exception)[-2:]).strip()
         sentence = f"{part} failed and is left out from now on: {type(exception).__name__}: {exception}"
         self._event("monitor-error", sentence, data={"part": part, "traceback": where})
@@ -721,6 +765,12 @@ class Watch:
         held = self._held or StepRecord(self._step, self._stream)
         self._held = replace(held, events=(*held.events, *self._events))
         self._flush()
+
+
+class _Replays(NamedTuple):
+    structure: bool = True
+    step: bool = True
+    fixed: bool = True
 
 
 # Watches that nobody has closed yet, and what closes them: a script that just ends must not lose its last step.

@@ -51,6 +51,22 @@ class Summary:
             self.sketch + other.sketch,
         )
 
+    def scaled(self, factor: float) -> Summary:
+        """Of the same values times a factor; the counts stay, that of values beyond a threshold too.
+
+        Args:
+            factor: above 0.
+
+        Returns:
+            The summary; its sketch as `Sketch.scaled` says.
+        """
+        if factor == 1.0:
+            return self
+        count, mean, m2, m3, m4 = self.moments.pack().tolist()
+        moments = Moments(int(count), mean * factor, m2 * factor**2, m3 * factor**3, m4 * factor**4)
+        extremes = Extremes(self.extremes.low * factor, self.extremes.high * factor)
+        return Summary(moments, extremes, self.counts, self.sketch.scaled(factor))
+
     def pack(self) -> NDArray[np.float64]:
         """As one vector, in the order of `COLUMNS`."""
         return np.concatenate([part.pack() for part in (self.moments, self.extremes, self.counts, self.sketch)])

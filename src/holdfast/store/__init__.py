@@ -7,6 +7,8 @@ from holdfast.store.ledger import Limits as Limits
 from holdfast.store.memory import MemoryRun as MemoryRun
 
 # reading
+from holdfast.store.ranks import MergedRun as MergedRun
+from holdfast.store.ranks import open_run as open_run
 from holdfast.store.reader import Envelope as Envelope
 from holdfast.store.reader import RunReader as RunReader
 from holdfast.store.writer import RunWriter as RunWriter

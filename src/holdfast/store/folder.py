@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +60,14 @@ def run_files(folder: Path) -> list[RunFile]:
     return sorted(RunFile(int(match[1]), int(match[2]), path) for path, match in matches if match)
 
 
-def reserve(folder: Path, rank: int) -> RunFile:
+def reserve(folder: Path, rank: int, agreed: Callable[[int], int] | None = None) -> RunFile:
     """Create the empty file of a rank's next attempt; two processes never get the same.
 
     Args:
         folder: the run's; made when it does not exist.
         rank: of this process.
+        agreed: from the first attempt that no rank has used to the one that the ranks of a run take together; `None`
+            where they cannot speak: then each rank counts its own.
 
     Returns:
         The file.
@@ -74,8 +77,11 @@ def reserve(folder: Path, rank: int) -> RunFile:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        attempt = 1 if agreed is None else agreed(1 + max((each.attempt for each in run_files(folder)), default=0))
         while True:
-            attempt = 1 + max((each.attempt for each in run_files(folder) if each.rank == rank), default=0)
+            taken = [each.attempt for each in run_files(folder) if each.rank == rank]
+            if agreed is None or attempt in taken:
+                attempt = 1 + max(taken, default=0)
             file = RunFile.at(folder, attempt=attempt, rank=rank)
             try:
                 os.close(os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

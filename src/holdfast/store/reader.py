@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -94,6 +95,8 @@ class RunReader:
         self._trimmed: dict[tuple[str, str, int], int] = {}
         self._tail: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
         self._pinned: dict[str, NDArray[np.int64]] = {}
+        # the same as the file itself says; `align` may let other ranks' files decide
+        self._own: tuple[dict[tuple[str, str, int], int], dict[str, NDArray[np.int64]]] = ({}, {})
         self._version = -1
         self._inside = False
         self._closed = False
@@ -262,6 +265,37 @@ class RunReader:
                 for step, what, message, site, data in found
             ]
 
+    # beside the files of other ranks
+
+    @property
+    def version(self) -> int:
+        """Differs from an earlier one when the file has changed since."""
+        return self._version
+
+    def align(self, readers: Sequence[RunReader]) -> None:
+        """Answer as coarsely as several readers must, so that their rows are of the same buckets of steps.
+
+        Files of the ranks of a run drop their raw rows at slightly different times. In force until the file changes;
+        called within `moment` of each.
+
+        Args:
+            readers: all of them, this one too.
+        """
+        keys = {key for each in readers for key in each._own[0]}
+        self._trimmed = {key: max(each._own[0].get(key, 0) for each in readers) for key in keys}
+        streams = {stream for each in readers for stream in each._own[1]}
+        self._pinned = {
+            stream: functools.reduce(
+                np.intersect1d,
+                # who has dropped nothing yet still has what the others pinned
+                [each._own[1].get(stream, _NONE) for each in readers if each._drops(stream)] or [_NONE],
+            )
+            for stream in streams
+        }
+
+    def _drops(self, stream: str) -> bool:
+        return any(key[0] == stream and key[1:] != ("channels", 1) for key in self._own[0])
+
     # rows of one series
 
     def _parts(self, series: _Series, every: int) -> list[tuple[Steps, Rows]]:
@@ -304,10 +338,13 @@ class RunReader:
             if kept.any():
                 parts.append((steps[kept], rows[kept]))
         if level == 1:
-            tail = self._tail.get(series.id, [])
-            parts += [(np.array([step], np.int64), row[None]) for step, row in tail]
-        elif until is None:  # up to `until` all rows are merged in the file, or the finer ones would still be there
-            finer = self._level(series, level // 10, covered, None, _NONE)
+            # What the file itself has dropped is not in its tail; what another rank's has may be.
+            aligned = after > self._own[0].get((series.stream, series.kind, 1), 0)
+            for step, row in self._tail.get(series.id, []):
+                if (until is None or step <= until) and (step > after or not aligned):
+                    parts.append((np.array([step], np.int64), row[None]))
+        elif until is None or covered < until:
+            finer = self._level(series, level // 10, covered, until, _NONE)
             for steps, rows in _by_width(series.kind, finer):
                 merged, stack = merge(series.kind, level, steps, rows[None])
                 parts.append((merged, stack[0]))
@@ -395,6 +432,7 @@ class RunReader:
         for stream, bucket in connection.execute("SELECT stream, bucket FROM pin"):
             pinned.setdefault(names[stream], []).append(bucket)
         self._pinned = {stream: np.array(buckets, np.int64) for stream, buckets in pinned.items()}
+        self._own = (self._trimmed, self._pinned)
         self._tail = {}
         for step, data in connection.execute("SELECT step, data FROM tail ORDER BY step, id"):
             for number, row in zip(*decode_tail(data), strict=True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import weakref
+from collections import Counter
 from pathlib import Path
 
 from holdfast.core.record import StepRecord
 from holdfast.core.structure import Structure
+from holdfast.live.ranks import distributed, first_come, this_rank
 from holdfast.store.folder import reserve, unwritable
 from holdfast.store.ledger import Ledger, Limits
 from holdfast.store.worker import Worker
@@ -25,7 +28,8 @@ class RunWriter:
 
     Args:
         folder: of the run; made when it does not exist. A second run in it is a new attempt.
-        rank: of this process among those that train together.
+        rank: of this process among those that train together; as `torch.distributed` or the environment tells when
+            `None`. Each rank of a run writes a file of its own, all of them the same attempt.
         limits: how much to hold back and how much to keep.
 
     Raises:
@@ -41,9 +45,12 @@ class RunWriter:
         1
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, rank: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, rank: int | None = None, limits: Limits | None = None
+    ) -> None:
         self.folder = Path(folder)
-        file = reserve(self.folder, rank)
+        agreed = functools.partial(_agreed, self.folder) if distributed() else None
+        file = reserve(self.folder, this_rank() if rank is None else rank, agreed)
         try:
             ledger = Ledger(file, limits or Limits())
         except (sqlite3.Error, OSError) as error:
@@ -108,3 +115,14 @@ class RunWriter:
     @property
     def _open(self) -> bool:
         return self._finalizer.alive and os.getpid() == self._worker.pid
+
+
+# How many writers this process has opened in each folder.
+_OPENED: Counter[str] = Counter()
+
+
+def _agreed(folder: Path, attempt: int) -> int:
+    """The attempt of this run, which the first of its ranks to open the folder chooses for all."""
+    place = str(folder.absolute())
+    _OPENED[place] += 1
+    return int(first_come(f"attempt/{place}/{_OPENED[place]}", str(attempt)))
