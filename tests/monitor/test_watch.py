@@ -739,3 +739,40 @@ def test_statistics_come_at_every_observed_step_and_measures_at_those_with_probe
         assert channels.mean.tolist() == pytest.approx(inputs.mean(0).tolist(), rel=1e-6)
     (account,) = history.events("cadence")
     assert (account.data["observed"], account.data["probed"]) == (7, 3)
+
+
+def test_steps_of_a_tiny_net_pass_unseen_and_are_counted(record, monkeypatch):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record(model, optimizer, every="auto", budget=0.001)
+    train(model, optimizer, batches(1) * 700)
+    hooks = len(model._forward_pre_hooks)
+    assert recording.watch.step == 700
+    recording.watch.log(mine=1.0)  # which step it is of must be known: from now on none passes unseen
+    train(model, optimizer, batches(1) * 60)
+    history = recording.close()
+    steps, losses = history.values("loss")
+    assert hooks == 0
+    assert len(steps) < 500
+    assert steps[-60:].tolist() == list(range(701, 761))
+    assert history.values("mine")[0].tolist() == [701]
+    assert np.isfinite(losses).all()
+    (account,) = history.events("cadence")
+    assert account.data["steps"] == 760
+    assert account.data["unseen"] == 760 - len(steps)
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_two_watches_of_which_one_rests_both_hear_their_losses(record):
+    models = [small_net(seed) for seed in (0, 1)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    recordings = [
+        record(models[0], optimizers[0], every="auto", budget=0.0001, stream="resting"),
+        record(models[1], optimizers[1], every=1000, stream="awake"),
+    ]
+    for data in batches(1) * 300:
+        for model, optimizer in zip(models, optimizers, strict=True):
+            train(model, optimizer, [data])
+    assert len(recordings[0].close().values("loss", "resting")[0]) < 300
+    assert recordings[1].close().values("loss", "awake")[0].tolist() == list(range(1, 301))

@@ -41,9 +41,14 @@ class Autocast:
     @classmethod
     def capture(cls) -> Autocast:
         """The present state."""
+        if not torch._C._is_any_autocast_enabled():  # a third of the time of asking device by device
+            return _NO_AUTOCAST
         return cls(
             {device: torch.get_autocast_dtype(device) for device in _DEVICES if torch.is_autocast_enabled(device)}
         )
+
+
+_NO_AUTOCAST = Autocast({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,14 +61,14 @@ class Call:
     Args:
         args: the positional arguments.
         kwargs: the keyword arguments.
-        random: the random generators at the start.
+        random: the random generators at the start; `None` where they were not kept.
         autocast: the automatic casting at the start.
         versions: the version counter of each tensor among the arguments at the start.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    random: RandomState
+    random: RandomState | None
     autocast: Autocast
     versions: tuple[int, ...] = ()
 
@@ -73,12 +78,15 @@ class Call:
         return self.versions == _versions(self.args, self.kwargs)
 
 
-def record_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, python: bool = True, numpy: bool = True) -> Call:
+def record_call(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True, python: bool = True, numpy: bool = True
+) -> Call:
     """Keep what a forward pass is about to be given; meant for a pre-hook of the whole model.
 
     Args:
         args: the positional arguments.
         kwargs: the keyword arguments.
+        random: keep the state of torch's generators; else a replay draws from all of them where they stand then.
         python: keep the state of Python's `random` too (10 µs).
         numpy: keep the state of NumPy's global generator too, where NumPy's is in use (60 µs).
 
@@ -86,8 +94,8 @@ def record_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, python: boo
         The call, with references to the arguments and with the present random and autocast state. Without `python` and
         `numpy` it costs a few microseconds, and a replay draws from those two where they stand then.
     """
-    random = RandomState.capture(python=python, numpy=numpy)
-    return Call(args, dict(kwargs), random, Autocast.capture(), _versions(args, kwargs))
+    state = RandomState.capture(python=python, numpy=numpy) if random else None
+    return Call(args, dict(kwargs), state, Autocast.capture(), _versions(args, kwargs))
 
 
 def replay(
@@ -134,7 +142,7 @@ def replay(
         stack.enter_context(untouched(inner, mode=mode))
         stack.enter_context(deferred())
         stack.enter_context(preserved_random_state())
-        if random:
+        if random and call.random is not None:
             call.random.restore()
         stack.enter_context(_autocast(call.autocast))
         stack.enter_context(_plain_execution(compiled))
@@ -327,6 +335,8 @@ def _version(tensor: Tensor) -> int:
 
 
 def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+        return (_version(args[0]),)
     return tuple(_version(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))
 
 

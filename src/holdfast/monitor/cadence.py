@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +16,11 @@ Every = int | Literal["auto"]
 # the price of one observation must be known before it can be kept under a budget.
 SETTLING = frozenset({1, 2, 3, 5, 10, 20, 40, 70, 100, 150, 200})
 SETTLED = max(SETTLING)
+
+# Steps in a row of which nothing is seen, at most: a loss that is not finite is noticed by then.
+MOST_RESTED = 100
+
+Cause = Literal["hooks", "measures", "probes", "hand_off"]
 
 # Kinds of work with a cadence each.
 _STATISTICS, _PROBES = 0, 1
@@ -39,6 +42,7 @@ class Account:
     run: float = 0.0
     observed: int = 0
     probed: int = 0
+    rested: int = 0
 
     @property
     def spent(self) -> float:
@@ -82,7 +86,9 @@ class Cadence:
 
     With a number, every so many steps (and the first). With `"auto"`, a few steps while settling, and from then on
     whenever the work to come, at the price of the last times, keeps its share of the steps' time since settling
-    under its part of the budget: a half for statistics, a half for probes, of what the work of every step leaves.
+    under its part of the budget. A third each is for statistics, for probes and for the norm of all gradients, of what
+    the look at every step leaves (its loss, its learning rate); where even that takes more than a third, steps pass
+    unseen between the looks.
 
     Args:
         every: steps from one observation to the next, or `"auto"`.
@@ -108,10 +114,14 @@ class Cadence:
     _before: float = 0.0
     _settled: tuple[int, float] | None = None  # step and bare seconds
     _each: Purse = field(default_factory=Purse)
+    _norms: Purse = field(default_factory=Purse)
     _statistics: Purse = field(default_factory=Purse)
     _probes: Purse = field(default_factory=Purse)
+    _steps: int = 0
+    _looks: int = 0  # steps since settling that were looked at and not observed
     _alarm_until: int = 0
-    _booking: bool = False
+    _depth: int = 0
+    _timers: dict[Cause, _Timer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("every", self.every), ("probe_every", self.probe_every)):
@@ -161,7 +171,7 @@ class Cadence:
     def _part(self) -> float:
         """Of the budget, what one kind of work may take."""
         # Observed at a fixed cadence, statistics are what somebody asked for: all of the budget is the probes'.
-        return 0.5 if self.every == "auto" else 1.0
+        return 1 / 3 if self.every == "auto" else 1.0
 
     def _purse(self, work: int) -> Purse:
         return self._statistics if work == _STATISTICS else self._probes
@@ -189,7 +199,7 @@ class Cadence:
             return -math.inf
         if self._settled is None:
             self._settled = step, self.account.bare
-            for purse in (self._each, self._statistics, self._probes):
+            for purse in (self._each, self._norms, self._statistics, self._probes):
                 purse.spent = 0.0
         return self.budget * (self.account.bare - self._settled[1]) - self._each.spent
 
@@ -209,28 +219,96 @@ class Cadence:
         """Whether a step lies in an alarm's window."""
         return step <= max(self._alarm_until, 0 if self.ranks is None else self.ranks.alarm_until)
 
-    def stepped(self, *, observed: bool, probed: bool) -> None:
+    def takes_norm(self, step: int, *, observed: bool) -> bool:
+        """Whether the norm of all gradients is taken, which reads as much memory as there are parameters.
+
+        Args:
+            step: the step just done.
+            observed: whether it was.
+        """
+        if self.every != "auto" or observed or step <= SETTLED:
+            return True
+        return self._norms.holds(self._left(step) * self._part)
+
+    def rest(self, step: int) -> int:
+        """How many steps from this one on nothing at all is done, because even looking at each would be too dear.
+
+        Args:
+            step: the step to come, which is not observed.
+
+        Returns:
+            0 where looking takes less than a third of the budget; always 0 while settling, at a fixed cadence, in the
+            window of an alarm, and where several ranks decide together.
+        """
+        ranked = self.ranks is not None and self.ranks.together
+        if self.every != "auto" or step <= SETTLED or self._alarming(step) or ranked or not self._looks:
+            return 0
+        dear = self._each.spent / self._looks
+        allowed = self.budget * self._part * self._bare_step
+        return min(MOST_RESTED, max(0, math.ceil(dear / allowed) - 1)) if allowed > 0 else 0
+
+    def rested(self, steps: int) -> None:
+        """Tell that steps passed unseen: their time is taken to be that of the others.
+
+        Args:
+            steps: how many.
+        """
+        self.account.run += steps * self._bare_step
+        self.account.rested += steps
+        self._steps += steps
+
+    @property
+    def _bare_step(self) -> float:
+        """Mean seconds of a step since settling, without the monitor."""
+        since = 0 if self._settled is None else self._steps - self._settled[0] + 1
+        return (self.account.bare - self._settled[1]) / since if self._settled and since > 0 else 0.0
+
+    @property
+    def roomy(self) -> bool:
+        """Whether steps are so long (or so dear already) that tens of microseconds are nothing."""
+        return self.every != "auto" or self._steps < SETTLED or self.account.run > 0.02 * self._steps
+
+    def stepped(self, *, observed: bool, probed: bool, norm: float = 0.0) -> None:
         """Tell that a step is over: what was spent since the last one is the price of what was done.
 
         Args:
             observed: whether it was.
             probed: whether it had probes and measures.
+            norm: seconds that the norm of all gradients took; 0 where it was not taken.
         """
         seconds, self._before = self.account.spent - self._before, self.account.spent
+        self._steps += 1
         self.account.observed += observed
         self.account.probed += probed
-        (self._probes if probed else self._statistics if observed else self._each).pay(seconds)
+        if self._settled is not None and not observed:
+            self._looks += 1
+        if norm:
+            self._norms.pay(norm)
+        (self._probes if probed else self._statistics if observed else self._each).pay(seconds - norm)
 
-    @contextmanager
-    def timed(self, cause: Literal["hooks", "measures", "probes", "hand_off"]) -> Iterator[None]:
+    def timed(self, cause: Cause) -> _Timer:
         """Book the time of a block of the monitor's work; within another such block it belongs to that one."""
-        if self._booking:
-            yield
-            return
-        self._booking = True
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._booking = False
-            setattr(self.account, cause, getattr(self.account, cause) + time.perf_counter() - begin)
+        timer = self._timers.get(cause)
+        if timer is None:
+            timer = self._timers[cause] = _Timer(self, cause)
+        return timer
+
+
+class _Timer:
+    """A context manager that is used again and again: one made by a generator costs 20 µs where caches are cold."""
+
+    __slots__ = ("_begin", "_cadence", "_cause")
+
+    def __init__(self, cadence: Cadence, cause: Cause) -> None:
+        self._cadence, self._cause, self._begin = cadence, cause, 0.0
+
+    def __enter__(self) -> None:
+        self._cadence._depth += 1
+        if self._cadence._depth == 1:
+            self._begin = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._cadence._depth -= 1
+        if self._cadence._depth == 0:
+            account = self._cadence.account
+            setattr(account, self._cause, getattr(account, self._cause) + time.perf_counter() - self._begin)

@@ -29,6 +29,7 @@ class LossTap:
 
     def __init__(self) -> None:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._resting: set[int] = set()
         self._roots: list[Tensor] = []
         self._spent: list[Tensor] = []  # roots that belonged to a step
         self._spenders: set[int] = set()  # and whose
@@ -72,6 +73,22 @@ class LossTap:
         self._replaced.clear()
         self._steps.remove()
         self._forget()
+
+    def rest(self, who: object) -> None:
+        """Tell that a listener needs nothing until it wakes; when all rest, losses pass unheard.
+
+        Args:
+            who: rests.
+        """
+        self._resting.add(id(who))
+
+    def wake(self, who: object) -> None:
+        """End a rest.
+
+        Args:
+            who: rested.
+        """
+        self._resting.discard(id(who))
 
     def take(self, optimizer: Optimizer, *, first: bool = False) -> float | None:
         """The loss since the last step, and forget it.
@@ -147,7 +164,7 @@ class LossTap:
 
     @property
     def _hears(self) -> bool:
-        return bool(self._listeners) and os.getpid() == self._pid
+        return len(self._listeners) > len(self._resting) and os.getpid() == self._pid
 
     def _hear(self, tensors: Any) -> None:
         if not self._hears:

@@ -57,6 +57,10 @@ from holdfast.stats.features import Features
 
 Mode = Literal["sampled", "exact"]
 
+TOGETHER, LINGER = 32, 1.0
+"""Records of steps that were not observed go to the store so many at a time, or after so many seconds: by itself, each
+would wake the store's thread."""
+
 EPISODES = 5
 """Stretches of non-finite steps that are looked into: a run that breaks at every other step must not be replayed at
 each of them."""
@@ -146,6 +150,11 @@ class Watch:
         self._step = 0
         self._observing = False
         self._probing = False
+        self._resting = 0  # steps still to pass unseen
+        self._rests = 0  # as many as were to, in this rest
+        self._norm_seconds = 0.0
+        self._handed = 0.0
+        self._waiting: list[StepRecord] = []  # for the store: many at once, of steps that were not observed
         self._closed = True  # until everything is in place
         self._call: Call | None = None
         self._passed = False  # whether a forward that is trained on began since the last step
@@ -153,6 +162,7 @@ class Watch:
         self._began: float | None = None  # when the step's first forward did
         self._held: StepRecord | None = None
         self._logged: dict[str, float] = {}
+        self._logs = False
         self._loss: float | None = None
         self._nonfinite = False  # whether the last step was
         self._episodes = 0
@@ -219,6 +229,9 @@ class Watch:
             values: numbers, or tensors of one element.
         """
         numbers = {name: float(value) for name, value in values.items()}
+        self._logs = True  # no step may pass unseen: nobody could say which one the values are of
+        if self._resting:
+            self._wake()
         if self._held is not None:
             self._held = replace(self._held, values={**self._held.values, **numbers})
         else:
@@ -232,6 +245,8 @@ class Watch:
         if os.getpid() != self._pid:
             return
         _OPEN.discard(self)
+        if self._resting:
+            self._wake()
         TAP.close(self._step_skipped)
         for handle in self._step_hooks:
             handle.remove()
@@ -255,8 +270,7 @@ class Watch:
         if self._began is None and module.training:
             self._began = time.perf_counter()
         with self._cadence.timed("hooks"):
-            self._guard("forward", self._record, args, kwargs)
-            self._guard("forward", self._begin_pass, torch.is_grad_enabled())
+            self._guard("forward", self._forward, args, kwargs)
 
     def _wrapper_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The compiled form of the model is called; the model's own call may lie within what was compiled."""
@@ -272,10 +286,16 @@ class Watch:
         with self._cadence.timed("hooks"):
             self._guard("forward", self._begin_pass, grad)
 
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._record(args, kwargs)
+        self._begin_pass(torch.is_grad_enabled())
+
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._flush()
         if self._model.training and torch.is_grad_enabled():
-            self._call = record_call(args, kwargs, python=self._probing, numpy=self._probing)
+            whole = self._probing
+            random = whole or self._cadence.roomy
+            self._call = record_call(args, kwargs, random=random, python=whole, numpy=whole)
             self._autocast = self._call.autocast
 
     def _begin_pass(self, grad: bool) -> None:
@@ -290,7 +310,7 @@ class Watch:
             self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid or self._in_backward:
+        if self._resting or self._in_backward or os.getpid() != self._pid:
             return
         with self._cadence.timed("hooks"):
             self._guard("step", self._before_step, _has_closure(args, kwargs))
@@ -306,13 +326,16 @@ class Watch:
             self._guard("parameters", self._parameters.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._pid or self._in_backward:
+        if self._resting:
+            self._rest(optimizer)
+            return
+        if self._in_backward or os.getpid() != self._pid:
             return
         if _found_infinity(optimizer):
             self._step_skipped()
         elif torch._C._current_graph_task_id() != -1:
             # It steps parameter by parameter, as gradients come: one step of the run when the backward is over.
-            self._in_backward = True
+            self._in_backward = self._logs = True
             TAP.afterwards(self._backward_ends)
         else:
             self._finish_step(_has_closure(args, kwargs))
@@ -328,7 +351,8 @@ class Watch:
         account.hooks += self._observer.seconds
         self._observer.seconds = 0.0
         account.writing = self.sink.seconds
-        self._cadence.stepped(observed=self._observing, probed=self._probing)
+        self._cadence.stepped(observed=self._observing, probed=self._probing, norm=self._norm_seconds)
+        self._norm_seconds = 0.0
         if self._began is not None:
             account.run += time.perf_counter() - self._began
         self._began = None
@@ -353,6 +377,28 @@ class Watch:
             self._note(reason)
         if not self._observing:
             self._observer.detach()
+            rest = 0 if self._logs or self._closed else self._cadence.rest(self._step + 1)
+            if rest:
+                self._rests = self._resting = rest
+                self._flush()
+                self._root_hooks.detach()
+                TAP.rest(self)
+
+    def _rest(self, optimizer: Optimizer) -> None:
+        """A step passes unseen; after the last one the hooks come back."""
+        if os.getpid() != self._pid or _found_infinity(optimizer):
+            return
+        self._step += 1
+        self._resting -= 1
+        if not self._resting:
+            self._wake()
+            self._next()
+
+    def _wake(self) -> None:
+        self._cadence.rested(self._rests - self._resting)
+        self._resting = 0
+        TAP.wake(self)
+        self._root_hooks.attach()
 
     def _after_step(self, closure: bool) -> None:
         with self._cadence.timed("hooks"):
@@ -457,7 +503,11 @@ class Watch:
         if closure and loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
         values: dict[str, float] = {} if loss is None else {"loss": loss}
-        norm = self._parameters.global_gradient_norm()
+        norm = None
+        if self._cadence.takes_norm(self._step, observed=self._observing):
+            begin = time.perf_counter()
+            norm = self._parameters.global_gradient_norm()
+            self._norm_seconds = time.perf_counter() - begin
         if norm is not None:
             values["gradient-norm"] = norm
             if not math.isfinite(norm):
@@ -730,7 +780,17 @@ class Watch:
         """Hand the record of the last step on: nothing can be added to it any more."""
         if self._held is not None:
             record, self._held = self._held, None
-            with self._cadence.timed("hand_off"):
+            self._waiting.append(record)
+            now = self._began or time.perf_counter()
+            bulky = bool(record.summaries or record.readings or record.events)
+            if bulky or len(self._waiting) >= TOGETHER or now - self._handed > LINGER or self._closed:
+                self._handed = now
+                self._hand_off()
+
+    def _hand_off(self) -> None:
+        records, self._waiting = self._waiting, []
+        with self._cadence.timed("hand_off"):
+            for record in records:
                 self._guard("hand-off", self.sink.write, record)
 
     def _write_account(self) -> None:
@@ -751,6 +811,7 @@ class Watch:
                 "overhead": account.overhead,
                 "observed": account.observed,
                 "probed": account.probed,
+                "unseen": account.rested,
                 "steps": self._step,
                 "seconds": {
                     "run": account.run,
