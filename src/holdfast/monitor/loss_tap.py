@@ -29,6 +29,7 @@ class LossTap:
     def __init__(self) -> None:
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._roots: list[Tensor] = []
+        self._last: float | None = None  # the loss taken last
         self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, ours
         self._steps: Any = None
         self._pid = 0
@@ -69,19 +70,22 @@ class LossTap:
         self._steps.remove()
         self._forget()
 
-    def take(self, *, first: bool = False) -> float | None:
+    def take(self, *, first: bool = False, again: bool = False) -> float | None:
         """The loss since the last step, and forget it.
 
         Args:
             first: only the first root, for an optimiser that evaluates its closure several times a step.
+            again: where there is none, the loss that was taken last: a second optimiser of the same model, or a second
+                model of the same optimiser, follows the gradient of the same backward pass.
 
         Returns:
             The sum of the roots, `None` when no scalar root was seen.
         """
         roots, self._roots = self._roots, []
         if not roots:
-            return None
-        return float(sum(float(root) for root in (roots[:1] if first else roots)))
+            return self._last if again else None
+        self._last = float(sum(float(root) for root in (roots[:1] if first else roots)))
+        return self._last
 
     @property
     def scale(self) -> float:

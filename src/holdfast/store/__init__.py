@@ -9,4 +9,6 @@ from holdfast.store.memory import MemoryRun as MemoryRun
 # reading
 from holdfast.store.reader import Envelope as Envelope
 from holdfast.store.reader import RunReader as RunReader
+from holdfast.store.shared import SharedWriter as SharedWriter
+from holdfast.store.shared import StreamSink as StreamSink
 from holdfast.store.writer import RunWriter as RunWriter
