@@ -76,6 +76,7 @@ app.command(epilog="Example: holdfast doctor --json")(doctor)
 def main() -> None:
     """Run the command line: the entry point of the script `holdfast`."""
     scripts: list[Callable[[], None]] = []
+    hook = sys.excepthook
     try:
         app(obj=scripts)
     except KeyboardInterrupt:  # before a command took over
@@ -83,7 +84,8 @@ def main() -> None:
     except SystemExit:
         if not scripts:
             raise
-    # Out here nothing of ours handles what a user's script raises.
+    # Out here nothing of ours handles what a user's script raises; typer leaves a hook behind.
+    sys.excepthook = hook
     scripts[0]()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from holdfast.integrations.options import Options
-from holdfast.integrations.script import Script
+from holdfast.integrations.script import Script, end_as_interrupted
 
 if TYPE_CHECKING:
     from holdfast.core.errors import InputError
@@ -106,3 +106,6 @@ def _tell(program: Script, shown: Path, pid: int) -> None:
         show_run(program.process, shown)
     except Exception as error:
         print(f"holdfast: {type(error).__name__}: {error} (type: holdfast diagnose {shown})", file=sys.stderr)
+    finally:
+        if program.interrupted:
+            end_as_interrupted()

@@ -74,13 +74,15 @@ def show_end(
         cadence: the account of each stream, in the order in which they ended.
         shown: the run's folder.
     """
-    models = "" if list(streams) == ["net"] else f" of {', '.join(streams)}"
+    several = len(streams) > 1
+    models = f" of {', '.join(streams)}" if several else ""
     console.print(Text(f"Holdfast watched {diagnosis.steps} steps{models}", style="bold"))
     for finding in diagnosis.findings[:TOP]:
-        console.print(Text(f"{finding.rank:>2}  {finding.severity}  {finding.rule}: {finding.message}"))
+        where = f"{finding.sites[0].stream}: " if several and finding.sites else ""
+        console.print(Text(f"{finding.rank:>2}  {finding.severity}  {finding.rule}: {where}{finding.message}"))
     if len(diagnosis.findings) > TOP:
         console.print(Text(f"    and {len(diagnosis.findings) - TOP} more"))
     console.print(Text(f"Verdict  {diagnosis.verdict}", style="bold"))
     for event in cadence:
-        console.print(Text(event.message))
+        console.print(Text(f"{event.data['stream']}: {event.message}" if several else event.message))
     console.print(Text(f"Next: holdfast report {shown}"))

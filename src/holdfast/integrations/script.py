@@ -5,6 +5,7 @@ Uses the standard library only: what the script sets before its own `import torc
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import runpy
@@ -39,6 +40,8 @@ class Script:
         self.module = module
         self.process: WatchedProcess | None = None
         """The watch in this process, once the script has imported PyTorch."""
+        self.interrupted = False
+        """Whether Ctrl-C ended it."""
 
     def check(self) -> None:
         """Look whether there is something to run, before anything is set up for it.
@@ -86,7 +89,8 @@ class Script:
                 _run_module(self.name)
             else:
                 _run_file(self.name, main)
-        except BaseException:
+        except BaseException as error:
+            self.interrupted = isinstance(error, KeyboardInterrupt)
             # Not before: a script may look whether somebody put a hook there.
             sys.excepthook = _without_ours(sys.excepthook)
             raise
@@ -137,6 +141,15 @@ def _run_module(name: str) -> None:
     # What `python -m` itself calls: it fills the module that is the main program, and leaves it there.
     sys.argv[0] = "-m"
     runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+
+
+def end_as_interrupted() -> None:
+    """Let the interpreter end by SIGINT, as it does after Ctrl-C: call last, at exit.
+
+    It remembers an interrupt until it next compiles a string, which the import of a dataclass does.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")
 
 
 class _Awaited:

@@ -626,6 +626,7 @@ class Watch:
             f"observed {account.observed} of {self._step} steps, {account.probed} of them with probes;"
             f" asked {asked}, took {account.overhead:.1%}",
             data={
+                "stream": self._stream,
                 "every": self._cadence.every,
                 "budget": self._cadence.budget,
                 "overhead": account.overhead,
