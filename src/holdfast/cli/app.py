@@ -32,13 +32,16 @@ class Commands(TyperGroup):
             ctx: the parsed command line.
 
         Returns:
-            What the command returned.
+            What the command returned. A function is handed to `main`, to be called out of the command line's reach.
 
         Raises:
             Exit: with 2 after a mistake that the user can mend, with 130 after Ctrl-C.
         """
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if callable(result):
+                ctx.obj.append(result)
+            return result
         except KeyboardInterrupt:
             note("holdfast: interrupted")
             raise typer.Exit(INTERRUPTED) from None

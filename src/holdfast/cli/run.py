@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from holdfast.cli.console import note
 from holdfast.integrations.options import Options
-from holdfast.integrations.script import Script, end_as_interrupted
-
-if TYPE_CHECKING:
-    from holdfast.core.errors import InputError
+from holdfast.integrations.script import Script, end_as_interrupted, input_error
 
 
 def run(
-    context: typer.Context,
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The script; with -m, a module.", show_default=False)],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[ARGUMENTS]...", help="The script's own, untouched.")
@@ -38,7 +36,7 @@ def run(
     probe: Annotated[
         int, typer.Option("--probe", metavar="N", help="Samples of the first training batch to follow; 0 for none.")
     ] = 64,
-) -> None:
+) -> Callable[[], None]:
     """Watch an unmodified script.
 
     Output and exit code are the script's own; findings go to stderr when it has ended. Options of Holdfast stand
@@ -48,33 +46,34 @@ def run(
     program.check()
     shown = out or Path("runs", script if module else Path(script).stem)
     options = Options(_writable(shown), _every(every), _share(budget), _count(probe))
+    return partial(_launch, program, options, shown)
 
-    def launch() -> None:
-        # The first to be registered is the last to run.
-        atexit.register(_tell, program, shown, os.getpid())
-        program.watch(options)
-        program.run()
 
-    context.obj.append(launch)
+def _launch(program: Script, options: Options, shown: Path) -> None:
+    atexit.register(_tell, program, shown, os.getpid())  # the first to be registered is the last to run
+    program.watch(options)
+    program.run()
 
 
 def _every(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise _error("--every auto or a whole number of steps ≥ 1", f"--every {text}", "type: --every auto")
+        raise input_error("--every auto or a whole number of steps ≥ 1", f"--every {text}", "type: --every auto")
     return int(text)
 
 
 def _share(budget: float) -> float:
     if not 0 < budget <= 1:
-        raise _error("a budget above 0 and at most 1", f"--budget {budget}", "type: --budget 0.01 for one per cent")
+        raise input_error(
+            "a budget above 0 and at most 1", f"--budget {budget}", "type: --budget 0.01 for one per cent"
+        )
     return budget
 
 
 def _count(probe: int) -> int:
     if probe < 0:
-        raise _error("a number of samples ≥ 0", f"--probe {probe}", "type: --probe 64")
+        raise input_error("a number of samples ≥ 0", f"--probe {probe}", "type: --probe 64")
     return probe
 
 
@@ -87,13 +86,7 @@ def _writable(folder: Path) -> Path:
             return place
     except OSError as error:
         got = f"--out {folder} ('{there}': {error.strerror})"
-        raise _error("a folder that can be written, for the run", got, "type: --out FOLDER") from error
-
-
-def _error(expected: str, got: str, fix: str) -> InputError:
-    from holdfast.core.errors import InputError  # brings PyTorch, which a script to be run must not find there
-
-    return InputError(expected, got, fix)
+        raise input_error("a folder that can be written, for the run", got, "type: --out FOLDER") from error
 
 
 def _tell(program: Script, shown: Path, pid: int) -> None:
@@ -101,11 +94,14 @@ def _tell(program: Script, shown: Path, pid: int) -> None:
     if os.getpid() != pid:
         return
     try:
+        if program.process is None:
+            note("holdfast: nothing was recorded: the script did not import torch")
+            return
         from holdfast.cli.show_run import show_run
 
         show_run(program.process, shown)
     except Exception as error:
-        print(f"holdfast: {type(error).__name__}: {error} (type: holdfast diagnose {shown})", file=sys.stderr)
+        note(f"holdfast: {type(error).__name__}: {error} (type: holdfast diagnose {shown})")
     finally:
         if program.interrupted:
             end_as_interrupted()

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from holdfast.cli.console import note, notes
-
-if TYPE_CHECKING:
-    from holdfast.core.event import Event
-    from holdfast.core.finding import Diagnosis
-    from holdfast.integrations.process import Outcome, WatchedProcess
+from holdfast.core.event import Event
+from holdfast.core.finding import Diagnosis
+from holdfast.diagnosis.diagnose import diagnose
+from holdfast.integrations.process import Outcome, WatchedProcess
+from holdfast.store.reader import RunReader
 
 TOP = 3
 """Findings told; `holdfast diagnose` tells all."""
 
 
-def show_run(process: WatchedProcess | None, shown: Path) -> None:
+def show_run(process: WatchedProcess, shown: Path) -> None:
     """End the watch and print the verdict, the first findings, the account, and where to look next.
 
     Args:
-        process: the watch; `None` when the script never imported PyTorch.
+        process: the watch.
         shown: the run's folder as the user knows it.
     """
-    if process is None:
-        note("holdfast: nothing was recorded: the script did not import torch")
-        return
     process.close()
     if not process.leads:
         return
@@ -37,9 +33,6 @@ def show_run(process: WatchedProcess | None, shown: Path) -> None:
     if not outcome.attempts:
         note(f"holdfast: nothing was recorded: {why_nothing(outcome)}")
         return
-    from holdfast.diagnosis.diagnose import diagnose
-    from holdfast.store.reader import RunReader
-
     with RunReader(outcome.folder, attempt=outcome.attempts[0]) as run:
         show_end(notes(), diagnose(run), run.streams(), run.events("cadence"), shown)
     if outcome.left_out:

@@ -50,11 +50,11 @@ class Script:
             InputError: there is no such file or module.
         """
         if self.module and not _findable(self.name):
-            raise _input_error("a module to run", f"-m {self.name}, which is not found", "type: holdfast run train.py")
+            raise input_error("a module to run", f"-m {self.name}, which is not found", "type: holdfast run train.py")
         if not self.module and not os.path.isfile(self.name):
             what = "is not a file" if os.path.exists(self.name) else "does not exist"
             fix = "type: holdfast run train.py (a module of a package: holdfast run -m package.module)"
-            raise _input_error("a Python script to run", f"'{self.name}', which {what}", fix)
+            raise input_error("a Python script to run", f"'{self.name}', which {what}", fix)
 
     def watch(self, options: Options) -> None:
         """Install the watch as soon as PyTorch is there.
@@ -115,8 +115,15 @@ def _findable(name: str) -> bool:
     return True
 
 
-def _input_error(expected: str, got: str, fix: str) -> Exception:
-    from holdfast.core.errors import InputError  # brings PyTorch, which a script to be run must not find there
+def input_error(expected: str, got: str, fix: str) -> Exception:
+    """An `InputError`, without importing it (and PyTorch with it) where nothing is wrong.
+
+    Args:
+        expected: what is needed.
+        got: what came.
+        fix: the line to type.
+    """
+    from holdfast.core.errors import InputError
 
     return InputError(expected, got, fix)
 
