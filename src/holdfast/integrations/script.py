@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from holdfast.integrations.options import Options
@@ -137,11 +137,11 @@ def _run_file(name: str, main: ModuleType) -> None:
         main.__annotations__ = {}
     with open(path, "rb") as file:
         source = file.read()
-    _execute(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+    _execute(source, path, main.__dict__)
 
 
-def _execute(code: CodeType, namespace: dict[str, Any]) -> None:
-    exec(code, namespace)
+def _execute(source: bytes, path: str, namespace: dict[str, Any]) -> None:
+    exec(compile(source, path, "exec", dont_inherit=True), namespace)
 
 
 def _run_module(name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from holdfast.live.discover import models_of, parts, smallest, stepped
+from holdfast.live.discover import models_of, own_part, stepped
 from holdfast.live.inner import inner_model
 from holdfast.monitor.watch import Watch
 
@@ -126,15 +126,14 @@ class Streams:
         beside = [each for each in self._streams if each.whole() is whole]
         if len(beside) == 1 or any(each not in pending for each in beside):
             return "", whole
-        places = {id(each): smallest(whole, each.parameters) for each in beside}
-        inside = [{id(part) for part in parts(module)} for _, module in places.values()]
-        apart = all(
-            id(module) not in others
-            for (_, module), mine in zip(places.values(), inside, strict=True)
-            for others in inside
-            if others is not mine
-        )
-        return places[id(stream)] if apart else ("", whole)
+        own = {
+            id(each): own_part(
+                whole, each.parameters, frozenset().union(*(other.parameters for other in beside if other is not each))
+            )
+            for each in beside
+        }
+        place = own[id(stream)]
+        return ("", whole) if place is None or None in own.values() else place
 
     def _open(self, stream: _Stream, model: nn.Module, name: str) -> None:
         optimizer = stream.optimizer()

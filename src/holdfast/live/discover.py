@@ -92,36 +92,37 @@ def models_of(optimizer: Optimizer, registry: Iterable[nn.Module] = ()) -> list[
     return sorted(_common(models, wanted), key=lambda each: -sizes.get(id(each), 0))
 
 
-def smallest(model: nn.Module, wanted: frozenset[int]) -> tuple[str, nn.Module]:
-    """The smallest part of a model, with a `forward` of its own, that holds all of its wanted parameters.
+def own_part(model: nn.Module, wanted: frozenset[int], others: frozenset[int]) -> tuple[str, nn.Module] | None:
+    """The outermost part of a model that holds all of its wanted parameters and none of the others.
 
     Args:
-        model: the whole.
+        model: the whole, which is no part of itself.
         wanted: identities of parameters, as `stepped` gives them.
+        others: the same, of those that must lie outside.
 
     Returns:
-        Path and module; `""` and the model where no part does.
+        Path and module, with a `forward` of its own; `None` where no part is so.
 
     Example:
-        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
-        >>> smallest(net, frozenset(map(id, net[0].parameters())))[0]
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+        >>> body, head = (frozenset(map(id, part.parameters())) for part in net)
+        >>> own_part(net, body, head)[0]
         '0'
     """
-    all_wanted = {id(parameter) for parameter in parameters_in(model, wanted)}
-    best, module, path = ("", model), model, ""
-    while not any(id(parameter) in all_wanted for parameter in _own(module)):
+    count = len(parameters_in(model, wanted))
+    module, path = model, ""
+    while True:
         holding = [
             (name, child)
             for name, child in module._modules.items()
-            if child is not None and {id(each) for each in parameters_in(child, wanted)} == all_wanted
+            if child is not None and len(parameters_in(child, wanted)) == count
         ]
         if not holding:
-            break
+            return None
         name, module = holding[0]
         path = f"{path}.{name}" if path else name
-        if _has_forward(module):
-            best = (path, module)
-    return best
+        if _has_forward(module) and not parameters_in(module, others):
+            return path, module
 
 
 def parameters_in(module: nn.Module, wanted: frozenset[int]) -> list[nn.Parameter]:
