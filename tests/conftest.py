@@ -25,6 +25,9 @@ install_import_hook(
 )
 
 
+collect_ignore = ["scripts"]  # scripts that tests run, as users run theirs
+
+
 def pytest_runtest_setup() -> None:
     """Each test starts from the same random numbers, whichever ran before it in its process."""
     import numpy as np

@@ -236,7 +236,8 @@ def watch(
         optimizer: steps its parameters; each of its steps is a step of the run.
         run: folder to record into; a second run in the same folder becomes a new attempt.
         probe: a batch kept out of training, as the model takes it (a tensor, a tuple of positional or a dict of keyword
-            arguments), 64 to 256 samples; without it there is no drift at lags beyond 1.
+            arguments), 64 to 256 samples; or a whole number: so many samples cut from the first training batch, which
+            are trained on. Without it there is no drift at lags beyond 1.
         every: observe every so many steps, or `"auto"`: as often as `budget` allows.
         budget: with `"auto"`, the monitor's largest share of the bare run's time.
         probe_every: take the probes (one or two forwards more, and the measures that compare with them) every so many

@@ -14,7 +14,7 @@ import holdfast.cli
 from holdfast.cli.app import Commands, app
 from holdfast.core.errors import RunError
 
-COMMANDS = ("demo", "diagnose", "report", "explain", "doctor")
+COMMANDS = ("run", "demo", "diagnose", "report", "explain", "doctor")
 
 
 def failing(error: BaseException) -> typer.Typer:

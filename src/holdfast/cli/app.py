@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from holdfast.cli.diagnose import diagnose
 from holdfast.cli.doctor import doctor
 from holdfast.cli.explain import explain
 from holdfast.cli.report import report
+from holdfast.cli.run import run
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
@@ -30,13 +32,16 @@ class Commands(TyperGroup):
             ctx: the parsed command line.
 
         Returns:
-            What the command returned.
+            What the command returned. A function is handed to `main`, to be called out of the command line's reach.
 
         Raises:
             Exit: with 2 after a mistake that the user can mend, with 130 after Ctrl-C.
         """
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if callable(result):
+                ctx.obj.append(result)
+            return result
         except KeyboardInterrupt:
             note("holdfast: interrupted")
             raise typer.Exit(INTERRUPTED) from None
@@ -59,6 +64,11 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.command(
+    epilog="Example: holdfast run --out runs/a train.py --lr 0.1",
+    # The first word that is no option of ours is the script, and all behind it are the script's.
+    context_settings={"allow_interspersed_args": False},
+)(run)
 app.command(epilog="Example: holdfast demo --data mnist ~/mnist --variant dead")(demo)
 app.command(epilog="Example: holdfast diagnose runs/latest --fail-on critical --json")(diagnose)
 app.command(epilog="Example: holdfast report runs/latest -o report.html")(report)
@@ -68,10 +78,18 @@ app.command(epilog="Example: holdfast doctor --json")(doctor)
 
 def main() -> None:
     """Run the command line: the entry point of the script `holdfast`."""
+    scripts: list[Callable[[], None]] = []
+    hook = sys.excepthook
     try:
-        app()
+        app(obj=scripts)
     except KeyboardInterrupt:  # before a command took over
         sys.exit(INTERRUPTED)
+    except SystemExit:
+        if not scripts:
+            raise
+    # Out here nothing of ours handles what a user's script raises; typer leaves a hook behind.
+    sys.excepthook = hook
+    scripts[0]()
 
 
 def _print_version(wanted: bool) -> bool:

@@ -1,10 +1,15 @@
 """The only code that touches a live model: hooks, structure, replay, surgery."""
 
+# models found by their optimiser
+from holdfast.live.discover import Registry as Registry
+from holdfast.live.discover import models_of as models_of
+
 # which layer feeds which
 from holdfast.live.flow import Flow as Flow
 
 # hooks
 from holdfast.live.hooks import HookSet as HookSet
+from holdfast.live.hooks import all_detached as all_detached
 from holdfast.live.hooks import on_gradient as on_gradient
 
 # which modules are observed, and how their tensors lie

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import CodeType, TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,11 @@ class HookSet:
         """The modules that tell from compiled code."""
         return [hook.module for hook in self._hooks if hook.traced]
 
+    @property
+    def closed(self) -> bool:
+        """Whether the hooks are off for good."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._hooks)
 
@@ -114,6 +120,7 @@ class HookSet:
             raise WatchError("a set of hooks in use", "one that was closed", "make a new HookSet()")
         if not self._attached:
             self._attached = True
+            _ATTACHED.add(self)
             for hook in self._hooks:
                 hook.attach()
 
@@ -121,6 +128,7 @@ class HookSet:
         """Take the hooks off, exactly these, and silence those that were traced; a second call does nothing."""
         if self._attached:
             self._attached = False
+            _ATTACHED.discard(self)
             for hook in self._hooks:
                 hook.detach()
 
@@ -140,6 +148,30 @@ class HookSet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_ATTACHED: WeakSet[HookSet] = WeakSet()
+
+
+@contextmanager
+def all_detached() -> Iterator[None]:
+    """Take every attached set of hooks off while the block runs: a replay is nobody's forward pass.
+
+    Two models may share a layer, and one model may be watched for each of its optimisers; the passes of one watch's
+    probes must not be read by another. What is attached inside the block is the block's own.
+
+    Yields:
+        Nothing.
+    """
+    attached = list(_ATTACHED)
+    for hooks in attached:
+        hooks.detach()
+    try:
+        yield
+    finally:
+        for hooks in attached:
+            if not hooks.closed:
+                hooks.attach()
 
 
 def on_gradient(tensor: Tensor, function: Callable[[Tensor], object]) -> RemovableHandle | None:

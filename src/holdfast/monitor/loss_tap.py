@@ -90,12 +90,14 @@ class LossTap:
         """
         self._resting.discard(id(who))
 
-    def take(self, optimizer: Optimizer, *, first: bool = False) -> float | None:
+    def take(self, optimizer: Optimizer, *, first: bool = False, again: bool = False) -> float | None:
         """The loss since the last step, and forget it.
 
         Args:
             optimizer: whose step it is.
             first: only the first root, for an optimiser that evaluates its closure several times a step.
+            again: where there is none, the loss that was taken last: a second optimiser of the same model, or a second
+                model of the same optimiser, follows the gradient of the same backward pass.
 
         Returns:
             The sum of the roots, `None` when no scalar root was seen.
@@ -104,7 +106,7 @@ class LossTap:
             self._spend(optimizer)
             roots = self._spent
         else:
-            roots = []
+            roots = self._spent if again else []
         if not roots:
             return None
         return float(sum(float(root) for root in (roots[:1] if first else roots)))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.errors import HoldfastError, WatchError
 from holdfast.core.event import Event, EventKind
@@ -35,7 +36,7 @@ from holdfast.core.site import Site
 from holdfast.core.statistic import Statistic
 from holdfast.core.structure import Structure
 from holdfast.core.warn import warn_user
-from holdfast.live.hooks import HookSet
+from holdfast.live.hooks import HookSet, all_detached
 from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.measurable import transforming
@@ -45,6 +46,7 @@ from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
 from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
+from holdfast.monitor.first_samples import first_samples, samples_wanted
 from holdfast.monitor.fixed_probe import FixedProbe
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.module_tree import ModuleTree
@@ -97,7 +99,8 @@ class Watch:
         open_sink: makes the sink for the records; called once everything else was found in order.
         name: what the run is called in messages.
         stream: name of the model in the run.
-        probe: a batch kept out of training: a tensor, a tuple of positional or a dict of keyword arguments.
+        probe: a batch kept out of training: a tensor, a tuple of positional or a dict of keyword arguments; or a
+            number: so many samples of the first training batch.
         every: observe every so many steps, or `"auto"`: as often as `budget` allows.
         budget: the monitor's largest share of the bare run's time, with `"auto"`.
         probe_every: probes and the measures that need them every so many steps, or `"auto"`: as often as `budget`
@@ -106,6 +109,8 @@ class Watch:
         mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
         folder: where batches that broke the loss are kept; nowhere when `None`.
+        guest: the model was found, not given: other guests may watch it for other optimisers, and all of them leave
+            when somebody watches it who is none.
         strict: raise the monitor's own errors (for tests).
 
     Raises:
@@ -130,6 +135,7 @@ class Watch:
         mode: Mode = "sampled",
         max_elements: int = MAX_ELEMENTS,
         folder: Path | None = None,
+        guest: bool = False,
         strict: bool = False,
     ) -> None:
         self._given = model
@@ -137,6 +143,7 @@ class Watch:
         self._optimizer = optimizer
         self._stream = stream
         self._folder = folder
+        self._guest = guest
         self._strict = strict
         self._pid = os.getpid()
         self._random = random.Random(0)
@@ -170,13 +177,16 @@ class Watch:
         self._past = Past()
         self._evals = 0
 
+        self._stepping: Optimizer | None = None  # the outermost that is inside its step
+        self._to_cut = samples_wanted(probe) or 0
+
         _check(self._model, optimizer)
         self._cadence = Cadence(every, budget, probe_every)
         self._parameters = Parameters(self._model, optimizer, stream)
         self._tree = ModuleTree(self._model, optimizer)
         self._patterns = sites
         leaves = _chosen(observed_leaves(self._model), sites)
-        probe_call = _probe_call(probe)
+        probe_call = None if isinstance(probe, int) else _probe_call(probe)
         structure = self._first_structure(probe_call)
         self._leaves = leaves
         self._observer = Observer(
@@ -195,6 +205,8 @@ class Watch:
 
         self.sink = open_sink()
         self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
+        for other in _guests(self._model) if not guest else []:
+            other.close()
         # Nothing above this line touched the model; from here on `close` takes everything back.
         _WATCHED[self._model] = name
         self._root_hooks = HookSet()
@@ -202,10 +214,8 @@ class Watch:
         if (wrapper := compiled_model(model)) is not self._model:
             self._root_hooks.pre(wrapper, self._wrapper_begins)
         self._root_hooks.attach()
-        self._step_hooks = (
-            optimizer.register_step_pre_hook(self._step_begins),
-            optimizer.register_step_post_hook(self._step_ends),
-        )
+        self._step_hooks: list[RemovableHandle] = []
+        self.follow(optimizer)
         TAP.open(self._step_skipped)
         self._closed = False
         _close_at_exit()
@@ -218,6 +228,24 @@ class Watch:
     def step(self) -> int:
         """Optimiser steps seen so far."""
         return self._step
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Count the steps of one more optimiser of the same parameters; the one that stepped last is the watch's.
+
+        Args:
+            optimizer: takes over from another, takes turns with it, or wraps it: a step within a step counts once.
+        """
+        if optimizer is not self._optimizer:
+            self._adopt(optimizer)
+        self._step_hooks = [
+            *(handle for handle in self._step_hooks if handle.hooks_dict_ref() is not None),
+            optimizer.register_step_pre_hook(self._step_begins),
+            optimizer.register_step_post_hook(self._step_ends),
+        ]
+
+    def _adopt(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = Parameters(self._model, optimizer, self._stream)
 
     def log(self, **values: float | int | Tensor) -> None:
         """Add values of your own to the present step; `loss=` replaces the loss taken from `backward()`.
@@ -253,7 +281,8 @@ class Watch:
         self._root_hooks.close()
         self._observer.close()
         self._ranks.close()
-        _WATCHED.pop(self._model, None)
+        if not _guests(self._model):
+            _WATCHED.pop(self._model, None)
         self._guard("account", self._write_account)
         self.sink.close()
 
@@ -297,6 +326,8 @@ class Watch:
             random = whole or self._cadence.roomy
             self._call = record_call(args, kwargs, random=random, python=whole, numpy=whole)
             self._autocast = self._call.autocast
+            if self._to_cut:
+                self._guard("fixed probe", self._cut_probe, self._call)
 
     def _begin_pass(self, grad: bool) -> None:
         self._flush()
@@ -309,16 +340,27 @@ class Watch:
             self._evals += 1
             self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
 
+    def _cut_probe(self, call: Call) -> None:
+        wanted, self._to_cut = self._to_cut, 0
+        cut = first_samples(call, wanted)
+        if isinstance(cut, str):
+            self._note(f"no fixed probe: {cut}")
+        else:
+            self._fixed = FixedProbe(lambda: self._forward_probe(cut))
+
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._resting or self._in_backward or os.getpid() != self._pid:
+        if self._resting or self._in_backward or os.getpid() != self._pid or self._stepping not in (None, optimizer):
             return
+        self._stepping = optimizer
+        if optimizer is not self._optimizer:
+            self._guard("step", self._adopt, optimizer)
         with self._cadence.timed("hooks"):
             self._guard("step", self._before_step, _has_closure(args, kwargs))
 
     def _before_step(self, closure: bool) -> None:
         self._flush()
         # A closure is evaluated inside the step: its loss is not known yet.
-        self._loss = None if closure else TAP.take(self._optimizer)
+        self._loss = None if closure else TAP.take(self._optimizer, again=self._guest)
         loss = self._logged.get("loss", self._loss)
         if loss is not None and not math.isfinite(loss):
             self._guard("non-finite replay", self._locate, loss)
@@ -329,8 +371,9 @@ class Watch:
         if self._resting:
             self._rest(optimizer)
             return
-        if self._in_backward or os.getpid() != self._pid:
+        if self._in_backward or os.getpid() != self._pid or self._stepping is not optimizer:
             return
+        self._stepping = None
         if _found_infinity(optimizer):
             self._step_skipped()
         elif torch._C._current_graph_task_id() != -1:
@@ -564,15 +607,14 @@ class Watch:
             return seen
 
     def _replay(self, call: Call, mode: Literal["as it was", "train"], *, compiled: bool = False) -> None:
-        self._root_hooks.detach()
-        self._observer.attach()
         booked = self._observer.seconds
-        try:
-            replay(self._given, call, mode=mode, compiled=compiled)
-        finally:
-            self._observer.seconds = booked  # the hooks' time is the probe's
-            self._observer.detach()
-            self._root_hooks.attach()
+        with all_detached():
+            self._observer.attach()
+            try:
+                replay(self._given, call, mode=mode, compiled=compiled)
+            finally:
+                self._observer.seconds = booked  # the hooks' time is the probe's
+                self._observer.detach()
 
     def _site_readings(
         self,
@@ -602,9 +644,10 @@ class Watch:
     def _first_structure(self, probe: Call | None) -> Structure:
         if talks(self._model):
             probe = None  # not before all ranks are known to be there
-        if probe is not None:
-            self._try_probe(probe)
-        return extract(self._given, self._optimizer, stream=self._stream, call=probe)
+        with all_detached():
+            if probe is not None:
+                self._try_probe(probe)
+            return extract(self._given, self._optimizer, stream=self._stream, call=probe)
 
     def _try_probe(self, probe: Call) -> None:
         try:
@@ -624,12 +667,8 @@ class Watch:
         if call is None and not self._stale:
             return
         self._stale = False
-        with self._cadence.timed("probes"):
-            self._root_hooks.detach()
-            try:
-                structure = extract(self._given, self._optimizer, stream=self._stream, call=call)
-            finally:
-                self._root_hooks.attach()
+        with self._cadence.timed("probes"), all_detached():
+            structure = extract(self._given, self._optimizer, stream=self._stream, call=call)
         self._observer.roles = roles(self._leaves, structure)
         self._describe(structure, seen=True)
 
@@ -706,15 +745,8 @@ class Watch:
             kept = keep_batch(self._folder, step, call, rank=self._ranks.rank)
         if self._ranks.talks:
             call = None  # the other ranks, whose loss may be finite, do not replay
-        with self._cadence.timed("probes"):
-            self._root_hooks.detach()
-            self._observer.detach()
-            try:
-                self._events.append(nonfinite_event(self._model, call, loss, step=step, kept=kept))
-            finally:
-                self._root_hooks.attach()
-                if self._observing:
-                    self._observer.attach()
+        with self._cadence.timed("probes"), all_detached():
+            self._events.append(nonfinite_event(self._model, call, loss, step=step, kept=kept))
 
     def _new_episode(self) -> bool:
         """Whether this is the first step of a non-finite stretch, of the few that are looked into."""
@@ -806,6 +838,7 @@ class Watch:
             f"observed {account.observed} of {self._step} steps, {account.probed} of them with probes;"
             f" asked {asked}, took {account.overhead:.1%}",
             data={
+                "stream": self._stream,
                 "every": self._cadence.every,
                 "budget": self._cadence.budget,
                 "overhead": account.overhead,
@@ -850,6 +883,10 @@ def _close_all() -> None:
     _OPEN.clear()
 
 
+def _guests(model: nn.Module) -> list[Watch]:
+    return [watch for watch in _OPEN if watch._guest and watch._model is model]
+
+
 def _check(model: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise WatchError(
@@ -868,7 +905,7 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} that steps none of its parameters",
             "type: optimizer = torch.optim.SGD(model.parameters(), lr=0.1) for the model that you watch",
         )
-    if model in _WATCHED:
+    if model in _WATCHED and not _guests(model):
         raise WatchError(
             "a model that nobody watches",
             f"one that the run {_WATCHED[model]!r} watches already",
