@@ -1,6 +1,6 @@
 """What a watch costs: seconds a step and memory, beside the bare loop and beside what others use.
 
-    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--seconds 0.5] [--growth] [--quick] [--write]
+    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--seconds 0.5] [--threads 2] [--growth] [--write]
 
 Peers that are not installed are skipped; for all of them: `pip install tensorboard wandb`.
 
@@ -25,15 +25,18 @@ import importlib.util
 import os
 import platform
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parts.arm import THREADS, Arm
+from parts.arm import Arm
 from parts.picture import picture
+
+Growth = Mapping[str, tuple[str, tuple[int, ...]]]
+Series = dict[str, dict[str, list[tuple[float, float]]]]
 
 WORKLOADS = {
     "mlp3": "MLP, 784-256-128-10, batch 64",
@@ -41,7 +44,7 @@ WORKLOADS = {
     "gpt": "GPT, 4 layers, d 128, T 64, batch 16",
     "resnet20": "ResNet-20, batch 64 of 3 × 32 × 32",
 }
-GROWTH = {
+GROWTH: Growth = {
     "layers": ("layers of an MLP 32 wide, batch 32", (10, 30, 100, 300, 1000)),
     "width": ("width of 10 layers, batch 128", (32, 128, 512, 1024)),
     "batch": ("batch of 10 layers, 256 wide", (8, 32, 128, 512, 2048)),
@@ -77,6 +80,7 @@ class Plan:
         sets: of processes that share them: where a process lies in memory makes a per cent of difference.
         seconds: of a block.
         warm_up: steps before the first block; as the arm asks when `None`.
+        threads: of PyTorch.
         seed: of weights, data and orders.
     """
 
@@ -84,6 +88,7 @@ class Plan:
     sets: int
     seconds: float
     warm_up: int | None = None
+    threads: int = 2
     seed: int = 0
 
 
@@ -156,7 +161,7 @@ def start(workload: str, arms: Sequence[str], plan: Plan) -> dict[str, Arm]:
     """Start the processes one by one; an arm that fails is told and left out."""
     running: dict[str, Arm] = {}
     for arm in arms:
-        process = Arm(workload, arm, seed=plan.seed, warm_up=plan.warm_up)
+        process = Arm(workload, arm, seed=plan.seed, threads=plan.threads, warm_up=plan.warm_up)
         try:
             process.ready()
         except RuntimeError as error:
@@ -212,14 +217,14 @@ def judged(bar: float | None, value: float, high: float, arm: str) -> str:
     return f"{bar:g} {'met' if met else '**missed**'}"
 
 
-def grown(plan: Plan) -> tuple[list[str], dict[str, dict[str, list[tuple[float, float]]]]]:
+def grown(plan: Plan, kinds: Growth) -> tuple[list[str], Series]:
     """The table of what grows, and its series: of each kind and arm, size and overhead."""
     rows = [
         "| what grows | size | bare, ms a step | auto, % [95 %] | every step, % [95 %] |",
         "|---|---:|---:|---:|---:|",
     ]
-    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for kind, (title, sizes) in GROWTH.items():
+    series: Series = {}
+    for kind, (title, sizes) in kinds.items():
         series[title] = {"auto": [], "every step": []}
         for size in sizes:
             found = measure(f"{kind}-{size}", ("bare", "auto", "every step"), plan)
@@ -245,7 +250,7 @@ def environment(plan: Plan) -> str:
     installed = [name for name in ("torch", "holdfast", "tensorboard", "wandb") if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {version(name)}" for name in installed)
     return (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, "
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {plan.threads} threads, "
         f"Python {platform.python_version()}, {versions}; {plan.rounds} rounds of {plan.seconds:g} s in {plan.sets} "
         f"sets of processes, seed {plan.seed}; load of the machine at the start {os.getloadavg()[0]:.1f}"
     )
@@ -256,6 +261,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(WORKLOADS), help="this workload alone")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of a block")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
     parser.add_argument("--write", action="store_true")
@@ -265,9 +271,12 @@ def main() -> None:
         sets=3 if given.write else 1,
         seconds=given.seconds or (0.01 if given.quick else 1.0 if given.write else 0.5),
         warm_up=2 if given.quick else None,
+        threads=given.threads,
     )
     head = environment(plan)
     print(head, flush=True)
+    if os.getloadavg()[0] > 0.5:
+        print("other work runs on this machine: these timings mean little", flush=True)
     arms = available(ARMS)
     found, tables = {}, []
     for workload in WORKLOADS if given.only is None else (given.only,):
@@ -276,14 +285,23 @@ def main() -> None:
         print("\n".join(table(workload, found[workload])), flush=True)
     if not (given.growth or given.write):
         return
-    rows, series = grown(Plan(max(1, plan.rounds // 3), 1, plan.seconds, plan.warm_up))
+    few = replace(plan, rounds=max(1, plan.rounds // 3), sets=1)
+    rows, series = grown(
+        few, {kind: (title, sizes[:2]) for kind, (title, sizes) in GROWTH.items()} if given.quick else GROWTH
+    )
     if given.write and given.only is None:
-        write(head, tables, rows, found, series)
+        write(Path(__file__).parent, head, tables, rows, found, series)
 
 
-def write(head: str, tables: list[str], growth: list[str], found: dict[str, dict[str, Measured]], series: Any) -> None:
+def write(
+    folder: Path,
+    head: str,
+    tables: list[str],
+    growth: list[str],
+    found: dict[str, dict[str, Measured]],
+    series: Series,
+) -> None:
     """The committed table and picture."""
-    here = Path(__file__)
     text = [
         "# What a watch costs",
         "",
@@ -299,7 +317,7 @@ def write(head: str, tables: list[str], growth: list[str], found: dict[str, dict
         *growth,
         "",
     ]
-    here.with_suffix(".md").write_text("\n".join(text))
+    (folder / "overhead.md").write_text("\n".join(text))
     dots = {
         arm: {
             WORKLOADS[workload]: arms[arm].overhead(total=arm == "auto")
@@ -309,7 +327,7 @@ def write(head: str, tables: list[str], growth: list[str], found: dict[str, dict
         for arm in ARMS
         if arm != "bare"
     }
-    here.with_suffix(".svg").write_text(picture(dots, series))
+    (folder / "overhead.svg").write_text(picture(dots, series))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-THREADS = 2
 UNCLOCKED = 3
-"""Steps at the start of a block that do not count: caches and threads were another arm's meanwhile."""
+"""Steps at the start of a block that do not count, fewer if they are slow: the caches were another arm's meanwhile."""
 WARM_UP = {"auto": 201}
-"""Steps before the first block: `"auto"` settles over 200; the others are as dear from the start."""
-FEW = 10
+"""Steps before the first block (`FEW` where none are named): `"auto"` settles over 200."""
+FEW = 5
 
 
 class Arm:
@@ -30,17 +29,18 @@ class Arm:
         workload: its key in `workloads`.
         monitor: its name in `monitors`.
         seed: of weights and data.
-        warm_up: steps before the first block.
+        threads: of PyTorch.
+        warm_up: steps before the first block; as many as the monitor asks for when `None`.
 
     Raises:
         RuntimeError: (from each method) the process failed; the text is the exception's.
     """
 
-    def __init__(self, workload: str, monitor: str, *, seed: int, warm_up: int | None = None) -> None:
+    def __init__(self, workload: str, monitor: str, *, seed: int, threads: int, warm_up: int | None = None) -> None:
         context = _context()
         self._near, far = context.Pipe()
         steps = WARM_UP.get(monitor, FEW) if warm_up is None else warm_up
-        self._process = context.Process(target=_serve, args=(far, workload, monitor, seed, steps), daemon=True)
+        self._process = context.Process(target=_serve, args=(far, workload, monitor, seed, threads, steps), daemon=True)
         self._process.start()
         far.close()
 
@@ -106,22 +106,28 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
-def _serve(far: Connection, workload: str, monitor: str, seed: int, warm_up: int) -> None:
+def _serve(far: Connection, workload: str, monitor: str, seed: int, threads: int, warm_up: int) -> None:
     try:
+        _settle_in(seed, threads)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            _train(far, workload, monitor, seed, warm_up, Path(folder) / "run")
+            _train(far, workload, monitor, warm_up, Path(folder) / "run")
     except Exception as exception:
         far.send(RuntimeError(f"{type(exception).__name__}: {exception}"))
 
 
-def _train(far: Connection, key: str, monitor: str, seed: int, warm_up: int, folder: Path) -> None:
+def _settle_in(seed: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+
+
+def _train(far: Connection, key: str, monitor: str, warm_up: int, folder: Path) -> None:
     import torch
     from parts.monitors import MONITORS
     from parts.workloads import workload
     from torch.nn import functional as F
 
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(seed)
     chosen = workload(key)
     model, batches = chosen.build(), chosen.batches()
     probe = chosen.draw()[:64]
@@ -145,8 +151,10 @@ def _train(far: Connection, key: str, monitor: str, seed: int, warm_up: int, fol
         far.send("ready")
         while (seconds := far.recv()) is not None:
             gc.collect()
+            begin = time.perf_counter()
             for _ in range(UNCLOCKED):
-                step()
+                if time.perf_counter() - begin < seconds / 5:
+                    step()
             before, begin = done, time.perf_counter()
             while (took := time.perf_counter() - begin) < seconds or done == before:
                 step()

@@ -80,7 +80,13 @@ def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def by_hand(model: nn.Module, optimizer: Optimizer, probe: Tensor, folder: Path) -> Iterator[Attached]:
+def by_hand(
+    model: nn.Module,
+    optimizer: Optimizer,
+    probe: Tensor,
+    folder: Path,
+    told: Callable[[dict[str, tuple[float, ...]]], None] = lambda seen: None,
+) -> Iterator[Attached]:
     """Mean, variance, greatest absolute value and share of zeros of every leaf's output, and two of every gradient."""
     seen: dict[str, tuple[float, ...]] = {}
 
@@ -90,10 +96,10 @@ def by_hand(model: nn.Module, optimizer: Optimizer, probe: Tensor, folder: Path)
         seen[path] = (x.mean().item(), x.var().item(), x.abs().max().item(), zeros.item())
 
     def after(loss: Tensor) -> None:
-        seen["loss"] = (loss.item(),)
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 seen[f"{name}.grad"] = (parameter.grad.mean().item(), parameter.grad.var().item())
+        told(dict(seen, loss=(loss.item(),)))
 
     handles = [module.register_forward_hook(functools.partial(read, path)) for path, module in leaves(model)]
     yield Attached(after)
