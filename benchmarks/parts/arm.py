@@ -161,13 +161,11 @@ def _train(far: Connection, key: str, monitor: str, warm_up: int, folder: Path) 
             attached.settle()  # what is written late must not be paid by the next arm
             far.send(took / (done - before))
         peak = peak_memory()
-    far.send({"peak": peak, "steps": done, "observed": _observed(folder)})
+    far.send({"peak": peak, "steps": done, "observed": _observed(folder) if attached.records else None})
 
 
 def _observed(folder: Path) -> int | None:
     """How many steps a watch observed, from its run's account."""
-    if "holdfast" not in sys.modules or not folder.exists():
-        return None
     import holdfast as hf
 
     with hf.Run(folder) as run:

@@ -26,10 +26,12 @@ class Attached:
     Args:
         after: called after every step with its loss.
         settle: called between blocks, off the clock; waits until what is written late is written.
+        records: whether the folder is a run of ours.
     """
 
     after: Callable[[Tensor], None] = lambda loss: None
     settle: Callable[[], None] = lambda: None
+    records: bool = False
 
 
 Monitor = Callable[[nn.Module, Optimizer, Tensor, Path], AbstractContextManager[Attached]]
@@ -72,7 +74,7 @@ def ours(model: nn.Module, optimizer: Optimizer, probe: Tensor, folder: Path, **
             while run.durable_step < run.steps - 1:
                 time.sleep(0.01)
 
-        yield Attached(settle=settle)
+        yield Attached(settle=settle, records=True)
 
 
 def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
