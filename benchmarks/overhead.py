@@ -4,12 +4,15 @@
 
 Peers that are not installed are skipped; for all of them: `pip install tensorboard wandb`.
 
+Arms: "auto" (statistics and probes within 1 % of the bare step), "every step" (statistics of every layer at every step,
+probes within 1 %), "with probes" (those at every step too), sampled or exact; by hand: a few `.item()` of every layer.
+
 Each arm trains the same network from the same seed in a process of its own (`parts/arm.py`). A round gives each arm a
 block of `--seconds`, one after the other, in an order drawn anew; between blocks nothing runs. An overhead is what a
-step took beyond the bare block of the same round: the median over rounds, with a 95 % bootstrap interval. `auto` pays
-for few dear steps, which a median over blocks would not see: for it, time in all over the bare time in all, with blocks
-three times as long. "bare, again" is a second bare process: what it seems to cost is what this machine cannot resolve.
-The optimiser is SGD without momentum, the cheapest, so that a share of the step is largest.
+step took beyond the bare block of the same round: the median over rounds, with a 95 % bootstrap interval. What works
+within a budget pays for few dear steps, which a median over blocks would not see: for it, time in all over the bare time
+in all, with blocks three times as long. "bare, again" is a second bare process: what it seems to cost is what this
+machine cannot resolve. The optimiser is SGD without momentum, the cheapest, so that a share of the step is largest.
 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
@@ -32,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parts.arm import Arm
+from parts.arm import BUDGETED, Arm
 from parts.picture import picture
 
 Growth = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -68,7 +71,7 @@ BARS = {
 }
 """Percent."""
 LONG = 3
-"""By how much the blocks of `auto` and bare are longer: dear steps are rare."""
+"""By how much the blocks of budgeted arms and of bare ones are longer: dear steps are rare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +103,13 @@ class Measured:
         seconds: a step, of each round.
         bare: the bare step of the same rounds.
         peak: bytes, the greatest of the sets.
-        observed: steps observed of all, where it is one of ours.
+        steps: in all, with statistics, with probes; where it is one of ours.
     """
 
     seconds: np.ndarray
     bare: np.ndarray
     peak: int
-    observed: tuple[int, int] | None
+    steps: tuple[int, int, int] | None
 
     def overhead(self, *, total: bool) -> tuple[float, float, float]:
         """In per cent, with the interval.
@@ -147,7 +150,7 @@ def measure(workload: str, arms: Sequence[str], plan: Plan) -> dict[str, Measure
         try:
             for _ in range(len(range(which, plan.rounds, plan.sets))):
                 for arm in orders.sample(list(running), len(running)):
-                    long = LONG if arm in ("auto", "bare", "bare, again") else 1
+                    long = LONG if arm in (*BUDGETED, "bare", "bare, again") else 1
                     times[arm].append(running[arm].block(plan.seconds * long))
             for arm, process in running.items():
                 ends[arm].append(process.end())
@@ -175,10 +178,10 @@ def start(workload: str, arms: Sequence[str], plan: Plan) -> dict[str, Arm]:
 
 
 def gathered(seconds: list[float], bare: list[float], ends: list[dict[str, Any]]) -> Measured:
-    observed = None
-    if all(end["observed"] is not None for end in ends):
-        observed = sum(end["observed"] for end in ends), sum(end["steps"] for end in ends)
-    return Measured(np.array(seconds), np.array(bare), max(end["peak"] for end in ends), observed)
+    steps = None
+    if all(end["account"] for end in ends):
+        steps = tuple(sum(column) for column in zip(*((end["steps"], *end["account"]) for end in ends), strict=True))
+    return Measured(np.array(seconds), np.array(bare), max(end["peak"] for end in ends), steps)
 
 
 def table(workload: str, found: dict[str, Measured]) -> list[str]:
@@ -186,18 +189,22 @@ def table(workload: str, found: dict[str, Measured]) -> list[str]:
     rows = [
         f"### {WORKLOADS[workload]}",
         "",
-        "| arm | ms a step | overhead, % [95 %] | bar, % | steps observed | peak, MB | beyond bare | watch's own |",
+        "| arm | ms a step | overhead, % [95 %] | bar, % | statistics, probes | peak, MB | beyond bare | watch's own |",
         "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for arm, each in found.items():
-        value, low, high = each.overhead(total=arm == "auto")
+        value, low, high = each.overhead(total=arm in BUDGETED)
         cells = [arm, f"{1e3 * np.median(each.seconds):.3f}"]
         cells.append("" if arm == "bare" else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
         cells.append(judged(BARS.get((workload, arm)), value, high, arm))
-        cells.append("" if each.observed is None else f"1 in {each.observed[1] / max(1, each.observed[0]):.0f}")
+        cells.append("" if each.steps is None else ", ".join(one_in(each.steps[0], part) for part in each.steps[1:]))
         cells += memory(arm, found)
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def one_in(steps: int, part: int) -> str:
+    return f"1 in {steps / part:.0f}" if part else "none"
 
 
 def memory(arm: str, found: dict[str, Measured]) -> list[str]:
@@ -230,7 +237,7 @@ def grown(plan: Plan, kinds: Growth) -> tuple[list[str], Series]:
             found = measure(f"{kind}-{size}", ("bare", "auto", "every step"), plan)
             cells = []
             for arm, points in series[title].items():
-                value, low, high = found[arm].overhead(total=arm == "auto")
+                value, low, high = found[arm].overhead(total=arm in BUDGETED)
                 points.append((size, value))
                 cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
             rows.append(f"| {title} | {size} | {1e3 * np.median(found['bare'].seconds):.2f} | {' | '.join(cells)} |")
@@ -320,7 +327,7 @@ def write(
     (folder / "overhead.md").write_text("\n".join(text))
     dots = {
         arm: {
-            WORKLOADS[workload]: arms[arm].overhead(total=arm == "auto")
+            WORKLOADS[workload]: arms[arm].overhead(total=arm in BUDGETED)
             for workload, arms in found.items()
             if arm in arms
         }

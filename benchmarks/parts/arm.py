@@ -17,9 +17,12 @@ from typing import Any
 
 UNCLOCKED = 3
 """Steps at the start of a block that do not count, fewer if they are slow: the caches were another arm's meanwhile."""
-WARM_UP = {"auto": 201}
-"""Steps before the first block (`FEW` where none are named): `"auto"` settles over 200."""
+BUDGETED = ("auto", "every step", "every step, exact")
+"""Monitors of ours that do a part of their work, or all of it, within a budget."""
+SETTLING = 201
+"""Steps before the first block of those: until then they learn what things cost."""
 FEW = 5
+"""Of all others."""
 
 
 class Arm:
@@ -39,7 +42,7 @@ class Arm:
     def __init__(self, workload: str, monitor: str, *, seed: int, threads: int, warm_up: int | None = None) -> None:
         context = _context()
         self._near, far = context.Pipe()
-        steps = WARM_UP.get(monitor, FEW) if warm_up is None else warm_up
+        steps = (SETTLING if monitor in BUDGETED else FEW) if warm_up is None else warm_up
         self._process = context.Process(target=_serve, args=(far, workload, monitor, seed, threads, steps), daemon=True)
         self._process.start()
         far.close()
@@ -61,7 +64,8 @@ class Arm:
         """End the process.
 
         Returns:
-            `"peak"`: of its memory, in bytes; `"steps"`; `"observed"`: of them, where the monitor is ours.
+            `"peak"`: of its memory, in bytes; `"steps"`; `"account"`: how many of them had statistics and probes, where
+                the monitor is ours.
         """
         self._near.send(None)
         found = self._answer()
@@ -161,13 +165,13 @@ def _train(far: Connection, key: str, monitor: str, warm_up: int, folder: Path) 
             attached.settle()  # what is written late must not be paid by the next arm
             far.send(took / (done - before))
         peak = peak_memory()
-    far.send({"peak": peak, "steps": done, "observed": _observed(folder) if attached.records else None})
+    far.send({"peak": peak, "steps": done, "account": _account(folder) if attached.records else None})
 
 
-def _observed(folder: Path) -> int | None:
-    """How many steps a watch observed, from its run's account."""
+def _account(folder: Path) -> tuple[int, int]:
+    """Steps with statistics, and with probes, by a run's own account."""
     import holdfast as hf
 
     with hf.Run(folder) as run:
-        accounts = run.history.events("cadence")
-    return int(accounts[-1].data["observed"]) if accounts else None
+        account = run.history.events("cadence")[-1].data
+    return int(account["observed"]), int(account["probed"])

@@ -6,7 +6,6 @@ Each is a context manager that is given the model, its optimiser, a probe and a 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -60,15 +59,8 @@ def ours(model: nn.Module, optimizer: Optimizer, probe: Tensor, folder: Path, **
     import holdfast as hf
     from holdfast.kernels import compiler
 
-    known = inspect.signature(hf.watch).parameters
     compiler.wait(120)
-    with hf.watch(
-        model,
-        optimizer,
-        run=folder,
-        probe=probe,
-        **{name: value for name, value in options.items() if name in known},
-    ) as run:
+    with hf.watch(model, optimizer, run=folder, probe=probe, **options) as run:
 
         def settle() -> None:
             while run.durable_step < run.steps - 1:
