@@ -17,8 +17,8 @@ machine cannot resolve. The optimiser is SGD without momentum, the cheapest, so 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
 
-`--growth` adds the cost as layers, width and batch grow. `--write` (three sets of processes, 21 rounds, `--growth`; an hour)
-makes `overhead.md` and `overhead.svg`.
+`--growth` adds the cost of "auto" and of statistics without probes as layers, width and batch grow. `--write` (21 rounds
+in three sets of processes, and `--growth`: an hour) makes `overhead.md` and `overhead.svg`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ OURS = (
 PEERS = {"by hand": None, "TensorBoard": "tensorboard", "wandb": "wandb"}
 """Others, and the package that each needs."""
 ARMS = ("bare", "bare, again", "libraries only", *OURS, *PEERS)
+GROWING = ("auto", "statistics at every step")
 BARS = {
     ("resnet20", "every step"): 3.0,
     ("gpt", "every step"): 5.0,
@@ -227,14 +228,14 @@ def judged(bar: float | None, value: float, high: float, arm: str) -> str:
 def grown(plan: Plan, kinds: Growth) -> tuple[list[str], Series]:
     """The table of what grows, and its series: of each kind and arm, size and overhead."""
     rows = [
-        "| what grows | size | bare, ms a step | auto, % [95 %] | every step, % [95 %] |",
+        "| what grows | size | bare, ms a step | auto, % [95 %] | statistics at every step, % [95 %] |",
         "|---|---:|---:|---:|---:|",
     ]
     series: Series = {}
     for kind, (title, sizes) in kinds.items():
-        series[title] = {"auto": [], "every step": []}
+        series[title] = {arm: [] for arm in GROWING}
         for size in sizes:
-            found = measure(f"{kind}-{size}", ("bare", "auto", "every step"), plan)
+            found = measure(f"{kind}-{size}", ("bare", *GROWING), plan)
             cells = []
             for arm, points in series[title].items():
                 value, low, high = found[arm].overhead(total=arm in BUDGETED)

@@ -17,6 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+PATIENCE = 1.0
+"""Seconds without anything written after which nothing more is expected."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attached:
@@ -63,8 +66,12 @@ def ours(model: nn.Module, optimizer: Optimizer, probe: Tensor, folder: Path, **
     with hf.watch(model, optimizer, run=folder, probe=probe, **options) as run:
 
         def settle() -> None:
-            while run.durable_step < run.steps - 1:
+            # Until all is written but what the watch still holds, that is, until nothing more comes.
+            last, since = run.durable_step, time.monotonic()
+            while run.durable_step < run.steps - 1 and time.monotonic() - since < PATIENCE:
                 time.sleep(0.01)
+                if run.durable_step != last:
+                    last, since = run.durable_step, time.monotonic()
 
         yield Attached(settle=settle, records=True)
 
@@ -148,6 +155,7 @@ MONITORS: dict[str, Monitor] = {
     "every step, exact": functools.partial(ours, every=1, mode="exact", probe_every="auto"),
     "every step with probes": functools.partial(ours, every=1, probe_every=None),
     "every step with probes, exact": functools.partial(ours, every=1, mode="exact", probe_every=None),
+    "statistics at every step": functools.partial(ours, every=1, probe_every=1_000_000),
     "by hand": by_hand,
     "TensorBoard": tensorboard,
     "wandb": wandb,

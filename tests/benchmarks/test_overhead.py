@@ -52,7 +52,7 @@ def test_a_bar_on_auto_holds_for_the_interval_too(overhead):
 
 
 def test_every_arm_is_a_monitor_and_every_bar_has_its_arm(overhead, load):
-    assert set(overhead.ARMS) == set(load("parts.monitors").MONITORS)
+    assert {*overhead.ARMS, *overhead.GROWING} == set(load("parts.monitors").MONITORS)
     assert {arm for _, arm in overhead.BARS} <= set(overhead.ARMS)
 
 
@@ -69,7 +69,7 @@ def test_monitor_by_hand_reads_what_it_says_and_leaves_no_hook(load, tmp_path):
     x = torch.randn(8, 3)
     told = []
     with monitors.by_hand(net, torch.optim.SGD(net.parameters(), 0.1), x, tmp_path, told=told.append) as attached:
-        output = net(x)
+        entered, output = net[0](x), net(x)
         loss = output.square().sum()
         loss.backward()
         attached.after(loss)
@@ -77,6 +77,7 @@ def test_monitor_by_hand_reads_what_it_says_and_leaves_no_hook(load, tmp_path):
     assert seen["1"] == pytest.approx(
         (output.mean().item(), output.var().item(), output.max().item(), (output == 0).sum().item() / 32)
     )
+    assert seen["0"] == pytest.approx((entered.mean().item(), entered.var().item(), entered.abs().max().item(), 0))
     gradient = net[0].weight.grad
     assert seen["0.weight.grad"] == pytest.approx((gradient.mean().item(), gradient.var().item()))
     assert not any(module._forward_hooks for module in net.modules())
@@ -141,12 +142,23 @@ def test_written_table_holds_every_arm_and_points_to_the_picture(overhead, tmp_p
 
 @pytest.mark.slow
 def test_everything_runs_once():
-    command = [sys.executable, str(BENCHMARKS / "overhead.py"), "--quick", "--only", "mlp3", "--threads", "1"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "overhead.py"),
+        "--quick",
+        "--only",
+        "mlp3",
+        "--growth",
+        "--threads",
+        "1",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row.split(" | ")[0].removeprefix("| "): row for row in done.stdout.splitlines() if row.startswith("| ")}
     for arm in ("bare", "bare, again", "libraries only", "auto", "every step", "every step, exact", "by hand"):
         assert arm in rows, done.stdout
     assert "| 1 in 1, 1 in" in rows["every step"]
+    grown = [row for row in done.stdout.splitlines() if "batch of 10 layers" in row]
+    assert len(grown) == 2, done.stdout
     for arm in ("TensorBoard", "wandb"):
         assert arm in rows or f"skipped {arm}" in done.stdout
