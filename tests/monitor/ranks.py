@@ -132,7 +132,7 @@ def auto(rank, folder, kind):
     model, optimizer = fresh(kind)
     cadence.SETTLED, cadence.SETTLING, cadence.GAP, ranks.GAP = 5, frozenset({1, 2, 5}), 10, 10
     with hf.watch(model, optimizer, run=folder, strict=True, budget=1.0, probe=probe()) as run:
-        train(model, optimizer, rank, 120, slow=0.01 * rank)
+        train(model, optimizer, rank, 120, slow=0.03 * rank)
         return run._watch._ranks.together
 
 
