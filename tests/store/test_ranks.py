@@ -1,5 +1,6 @@
 import math
 import os
+import time
 
 import numpy as np
 import pytest
@@ -132,12 +133,12 @@ def test_norms_of_shards_are_the_norm_of_the_whole(tmp_path):
                 reading("update-ratio", UPDATE, change / size, lag=1),
                 **{"gradient-norm": 6.0 + 2 * rank},
             ),
-            # an empty shard has norm 0, and no ratio
+            # a shard that has become 0 has no ratio
             record(
                 2,
                 rank,
                 reading("weight-norm", WEIGHT, 2.0 * rank, step=2, n=4 * rank),
-                reading("update-ratio", UPDATE, 0.5 * rank, step=2, lag=1),
+                reading("update-ratio", UPDATE, 0.5 if rank else math.inf, step=2, lag=1),
             ),
         ]
 
@@ -226,6 +227,29 @@ def test_files_that_dropped_raw_rows_at_different_steps_answer_alike(tmp_path):
         assert before == 100
         assert [each.step for each in run.readings("saturated-fraction")] == steps
         assert [step for step, _ in run.summaries(INPUT, every=100)] == [100]
+
+
+def test_a_file_that_has_merged_nothing_yet_answers_as_coarsely_as_the_others(tmp_path):
+    limits = {0: Limits(seal=10, ring=20, linger=0.0), 1: Limits(seal=1000, linger=0.0)}
+    writers = [RunWriter(tmp_path, rank=rank, limits=own) for rank, own in limits.items()]
+    for rank, writer in enumerate(writers):
+        writer.describe(structure())
+        for step in range(1, 61):
+            writer.write(record(step, rank, loss=1.0))
+    writers[0].close()
+    while writers[1].durable_step < 60:
+        time.sleep(0.01)
+    with open_run(tmp_path) as run, RunReader(tmp_path, rank=0) as coarse, RunReader(tmp_path, rank=1) as raw:
+        assert len(raw.summaries(INPUT)) == 60 > len(coarse.summaries(INPUT))
+        for kind in ("summaries", "channels"):
+            merged, own = getattr(run, kind)(INPUT), getattr(coarse, kind)(INPUT)
+            assert [step for step, _ in merged] == [step for step, _ in own]
+            for (_, both), (_, half) in zip(merged, own, strict=True):
+                if kind == "summaries":
+                    assert both.counts.total == 2 * half.counts.total
+                else:
+                    assert (both.count == 2 * half.count).all()
+    writers[1].close()
 
 
 def test_events_name_their_rank(tmp_path):
