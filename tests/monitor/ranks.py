@@ -187,6 +187,19 @@ def failing(rank, folder):
         return run._watch._ranks.together
 
 
+def two(rank, folder):
+    """Two models, each with a watch of the same name, as in a GAN."""
+    pairs = [fresh("ddp"), fresh("fsdp")]
+    runs = [hf.watch(*pair, run=f"{folder}/{k}", strict=True, every=1, probe=probe()) for k, pair in enumerate(pairs)]
+    for step in range(1, STEPS + 1):
+        for pair in pairs:
+            train(*pair, rank, 1, start=step)
+    found = [run._watch._ranks.together for run in runs]
+    for run in runs:
+        run.close()
+    return found
+
+
 def unlike(rank, folder):
     model, optimizer = fresh("fsdp")
     with hf.watch(model, optimizer, run=folder, strict=True, every=1, probe=probe() if rank == 0 else None):

@@ -72,7 +72,7 @@ def ddp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    jobs = ("fsdp", "batchnorm", "syncbatchnorm", "only_first_ddp", "only_first_fsdp", "failing", "unlike")
+    jobs = ("fsdp", "batchnorm", "syncbatchnorm", "only_first_ddp", "only_first_fsdp", "failing", "two", "unlike")
     return together(tmp_path_factory.mktemp("trained"), *jobs, seconds=280)
 
 
@@ -105,6 +105,8 @@ def check_against_one(folder: Path, one: RunReader, first: int) -> None:
                 np.testing.assert_allclose(a.rms, b.rms, rtol=2e-6)
                 np.testing.assert_allclose(a.mean, b.mean, rtol=1e-6, atol=1e-6 * b.rms)
                 np.testing.assert_allclose([a.m2, a.m4], [b.m2, b.m4], rtol=1e-5)
+                if step > 1:  # from then on all ranks have the scales of the first
+                    assert ours.sketch.count == ours.moments.count
                 compared += 1
                 if step == 1 and first == 1 and site.port != "grad_output":
                     # The scales come from the probe; and no weight has been rounded differently yet.
@@ -266,6 +268,15 @@ def test_a_part_that_fails_on_one_rank_leaves_the_other_training(trained):
         assert run.steps == 6
         assert len(run.summaries(Site("out", "input"))) == 6
         assert any("rank 0 observes by itself" in each.message for each in run.events("monitor-error"))
+
+
+@pytest.mark.slow
+def test_two_watched_models_do_not_mix(trained):
+    assert answers(trained, "two") == [[True, True], [True, True]]
+    for place in "01":
+        with hf.Run(trained / "two" / place) as run:
+            assert not run.history.events("monitor-error")
+            assert run.history.readings("parameter-drift")
 
 
 @pytest.mark.slow

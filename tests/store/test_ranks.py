@@ -1,11 +1,13 @@
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import holdfast.measures
 from holdfast.core.errors import RunError
 from holdfast.core.event import Event
 from holdfast.core.reading import Reading
@@ -150,6 +152,12 @@ def test_norms_of_shards_are_the_norm_of_the_whole(tmp_path):
         assert math.isclose(first.value, math.hypot(0.3, 1.6) / 5, rel_tol=1e-6)
         assert second.value == 0.5
         assert run.values("gradient-norm")[1].tolist() == [10.0]
+
+
+def test_what_merges_in_its_own_way_is_a_measure():
+    known = {file.stem.replace("_", "-") for file in Path(holdfast.measures.__path__[0]).glob("*.py")}
+    assert merging.NORMS | merging.LEAST | merging.SHARED_SAMPLES | merging.RATIOS.keys() <= known
+    assert set(merging.RATIOS.values()) <= merging.NORMS
 
 
 def test_shards_and_their_copies():
