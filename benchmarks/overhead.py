@@ -17,8 +17,8 @@ machine cannot resolve. The optimiser is SGD without momentum, the cheapest, so 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
 
-`--growth` adds the cost of "auto" and of statistics without probes as layers, width and batch grow. `--write` (21 rounds
-in three sets of processes, and `--growth`: an hour) makes `overhead.md` and `overhead.svg`.
+`--growth` adds the cost of "auto" and of statistics without probes as layers, width and batch grow. `--write` (21
+rounds in three sets of processes, and `--growth`: an hour) makes `overhead.md` and `overhead.svg`.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def auto(rank, folder, kind):
     model, optimizer = fresh(kind)
     cadence.SETTLED, cadence.SETTLING, cadence.GAP, ranks.GAP = 5, frozenset({1, 2, 5}), 10, 10
     with hf.watch(model, optimizer, run=folder, strict=True, budget=1.0, probe=probe()) as run:
-        train(model, optimizer, rank, 120, slow=0.01 * rank)
+        train(model, optimizer, rank, 120, slow=0.03 * rank)
         return run._watch._ranks.together
 
 
@@ -185,6 +185,19 @@ def failing(rank, folder):
             run._watch._values = None  # what is called first
         train(model, optimizer, rank, 4, start=3)
         return run._watch._ranks.together
+
+
+def two(rank, folder):
+    """Two models, each with a watch of the same name, as in a GAN."""
+    pairs = [fresh("ddp"), fresh("fsdp")]
+    runs = [hf.watch(*pair, run=f"{folder}/{k}", strict=True, every=1, probe=probe()) for k, pair in enumerate(pairs)]
+    for step in range(1, STEPS + 1):
+        for pair in pairs:
+            train(*pair, rank, 1, start=step)
+    found = [run._watch._ranks.together for run in runs]
+    for run in runs:
+        run.close()
+    return found
 
 
 def unlike(rank, folder):

@@ -45,6 +45,13 @@ from holdfast.live.operations import operation_name as operation_name
 from holdfast.live.passage import Passage as Passage
 from holdfast.live.random_state import RandomState as RandomState
 from holdfast.live.random_state import preserved_random_state as preserved_random_state
+
+# the processes that train together
+from holdfast.live.ranks import averaged_over as averaged_over
+from holdfast.live.ranks import copies as copies
+from holdfast.live.ranks import talks as talks
+from holdfast.live.ranks import this_rank as this_rank
+from holdfast.live.ranks import world_size as world_size
 from holdfast.live.replay import Autocast as Autocast
 from holdfast.live.replay import Call as Call
 from holdfast.live.replay import record_call as record_call

@@ -42,6 +42,7 @@ class Parameters:
             for name, parameter in self._model.named_parameters()
             if id(parameter) in stepped and parameter.is_floating_point()
         ]
+        self._sharded = any(is_sharded(parameter) for _, parameter in self._named)
 
     def __len__(self) -> int:
         return len(self._named)
@@ -64,7 +65,7 @@ class Parameters:
         ]
         if not stepped:
             return None
-        if not any(map(is_sharded, stepped)):
+        if not self._sharded:
             return float(nn.utils.get_total_norm([each.grad for each in stepped]))
         norms = _norms([local(each.grad) for each in stepped])
         return math.sqrt(sum(norm**2 / copies(each) for norm, each in zip(norms, stepped, strict=True)))

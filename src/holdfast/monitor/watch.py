@@ -197,13 +197,13 @@ class Watch:
             failed=self._layer_failed,
         )
         self._fixed = None if probe_call is None else FixedProbe(lambda: self._forward_probe(probe_call))
+
+        self.sink = open_sink()
         options = json.dumps([every, probe_every, probe_call is not None])
         scales, rescale = self._observer.scales, self._observer.rescale
         self._ranks = Ranks(model, key=stream, options=options, scales=scales, rescale=rescale)
         if self._ranks.world > 1:
             self._cadence.ranks = self._ranks
-
-        self.sink = open_sink()
         self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
         for other in _guests(self._model) if not guest else []:
             other.close()
@@ -515,9 +515,10 @@ class Watch:
             return
         self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
-        if self._probing and self._fixed is not None and not self._fixed.holds(self._step):
-            (may,) = self._ranks.ready(self._step + 1, "fixed probe" not in self._broken)
-            if may:
+        if self._probing and self._fixed is not None:
+            # Asked by all, whatever this rank holds: they may differ after a failure.
+            wanted = not self._fixed.holds(self._step) and "fixed probe" not in self._broken
+            if self._ranks.ready(self._step + 1, wanted) == (True,):
                 self._guard("fixed probe", self._fixed.hold, self._step)
         self._observer.begin(self._random.random(), whole=self._probing)
         self._evals = 0
@@ -780,12 +781,12 @@ class Watch:
             return None
 
     def _failed(self, part: str, exception: Exception) -> None:
+        if part in ("step", "cadence"):  # in which the ranks exchange words: they must not wait for this one's
+            self._ranks.leave(f"{part} failed")
         if self._strict:
             raise exception
         first = not self._broken
         self._broken.add(part)
-        if part in ("step", "cadence"):  # in which the ranks exchange words: they must not wait for this one's
-            self._ranks.leave(f"{part} failed")
         where = "".join(traceback.format_exception(exception)[-2:]).strip()
         sentence = f"{part} failed and is left out from now on: {type(exception).__name__}: {exception}"
         self._event("monitor-error", sentence, data={"part": part, "traceback": where})

@@ -50,7 +50,7 @@ def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> flo
         weights: one each, not negative; all alike when `None` or when all are 0.
 
     Example:
-        >>> mean([0.1, 0.1, 0.1]), mean([1.0, 4.0], [2, 1])
+        >>> mean([0.1, 0.1, 0.1]), mean([1.0, 4.0], [2.0, 1.0])
         (0.1, 2.0)
     """
     if all(value == values[0] for value in values):
