@@ -31,7 +31,7 @@ class Simulated:
 
 
 def simulate(
-    monkeypatch, budget: float, *, bare: float, price: float, statistics: float = 0.0, each: float = 0.0, steps=6000
+    monkeypatch, budget: float, *, bare: float, price: float, statistics: float = 0.0, each: float = 0.0, steps=2600
 ) -> Simulated:
     """Probes cost `price`, a third of it writing; statistics alone `statistics`; every step `each`."""
     clock = [0.0]
@@ -70,7 +70,7 @@ def test_auto_stays_under_its_budget_after_settling(monkeypatch, budget, price, 
     found = simulate(monkeypatch, budget, bare=0.001, price=price, statistics=statistics)
     assert set(found.probed) >= SETTLING
     assert found.share <= budget
-    if statistics and price / 0.001 / budget < 1500:
+    if statistics and price / 0.001 / budget < 600:
         assert found.share >= 0.6 * budget, "the budget is there to be used"
         assert len(found.observed) > 3 * len(found.probed), "statistics are the cheaper, and come more often"
 
@@ -84,8 +84,8 @@ def test_auto_leaves_to_statistics_and_probes_what_every_step_costs_already(monk
 def test_steps_pass_unseen_where_the_look_at_each_is_too_dear(monkeypatch):
     found = simulate(monkeypatch, 0.01, bare=0.001, price=0.003, statistics=0.0003, each=0.00002)
     assert 0.006 <= found.share <= 0.0105
-    assert found.rested > 4000
-    assert max(found.observed) > 4000, "something is left for statistics"
+    assert found.rested > 1500
+    assert max(found.observed) > 2000, "something is left for statistics"
 
 
 def test_the_norm_of_all_gradients_keeps_to_its_part_of_the_budget(monkeypatch):

@@ -86,9 +86,9 @@ class Cadence:
 
     With a number, every so many steps (and the first). With `"auto"`, a few steps while settling, and from then on
     whenever the work to come, at the price of the last times, keeps its share of the steps' time since settling
-    under its part of the budget. A third each is for statistics, for probes and for the norm of all gradients, of what
-    the look at every step leaves (its loss, its learning rate); where even that takes more than a third, steps pass
-    unseen between the looks.
+    under its part of the budget. The look at every step (its loss, its learning rate) may take a third: where it is
+    dearer, steps pass unseen between the looks. The norm of all gradients may take a third of the rest, statistics a
+    half of what is left then, probes the other half.
 
     Args:
         every: steps from one observation to the next, or `"auto"`.
@@ -171,7 +171,7 @@ class Cadence:
     def _part(self) -> float:
         """Of the budget, what one kind of work may take."""
         # Observed at a fixed cadence, statistics are what somebody asked for: all of the budget is the probes'.
-        return 1 / 3 if self.every == "auto" else 1.0
+        return 0.5 if self.every == "auto" else 1.0
 
     def _purse(self, work: int) -> Purse:
         return self._statistics if work == _STATISTICS else self._probes
@@ -194,14 +194,14 @@ class Cadence:
         return due[0], due[1]
 
     def _left(self, step: int) -> float:
-        """Seconds that the budget allows since settling, less what was spent on every step."""
+        """Seconds that the budget allows since settling, less what was spent on looks and norms."""
         if step <= SETTLED:
             return -math.inf
         if self._settled is None:
             self._settled = step, self.account.bare
             for purse in (self._each, self._norms, self._statistics, self._probes):
                 purse.spent = 0.0
-        return self.budget * (self.account.bare - self._settled[1]) - self._each.spent
+        return self.budget * (self.account.bare - self._settled[1]) - self._each.spent - self._norms.spent
 
     def alarm(self, step: int, window: int = 20) -> None:
         """Observe every step of a window: something happened. With several ranks, from their next meeting on."""
@@ -228,7 +228,7 @@ class Cadence:
         """
         if self.every != "auto" or observed or step <= SETTLED:
             return True
-        return self._norms.holds(self._left(step) * self._part)
+        return self._norms.holds((self._left(step) + self._norms.spent) / 3)
 
     def rest(self, step: int) -> int:
         """How many steps from this one on nothing at all is done, because even looking at each would be too dear.
@@ -244,7 +244,7 @@ class Cadence:
         if self.every != "auto" or step <= SETTLED or self._alarming(step) or ranked or not self._looks:
             return 0
         dear = self._each.spent / self._looks
-        allowed = self.budget * self._part * self._bare_step
+        allowed = self.budget / 3 * self._bare_step
         return min(MOST_RESTED, max(0, math.ceil(dear / allowed) - 1)) if allowed > 0 else 0
 
     def rested(self, steps: int) -> None:
