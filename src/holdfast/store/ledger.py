@@ -29,7 +29,7 @@ from holdfast.store.sealing import Chunk, Ladder, Layout, TailRow, raw_groups
 WINDOW = 60
 """An alarm pins the raw steps of this many steps before it; its record's own `pinned` those that follow."""
 
-TAIL_BYTES = 2**25
+TAIL_BYTES = 2**22
 """The tail is sealed early when it holds more than this, which only wide statistics of channels reach."""
 
 
