@@ -1,6 +1,6 @@
 """What a watch costs: seconds a step and memory, beside the bare loop and beside what others use.
 
-    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--seconds 0.5] [--threads 2] [--growth] [--write]
+    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--seconds 0.5] [--threads 2] [--processor]
 
 Peers that are not installed are skipped; for all of them: `pip install tensorboard wandb`.
 
@@ -17,8 +17,10 @@ machine cannot resolve. The optimiser is SGD without momentum, the cheapest, so 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
 
-`--growth` adds the cost of "auto" and of statistics without probes as layers, width and batch grow. `--write` (21
-rounds in three sets of processes, and `--growth`: an hour) makes `overhead.md` and `overhead.svg`.
+`--processor` takes for a clock the processor time of all threads of the process, for a machine that others use too:
+what runs beside training, on another core, is then counted in full. `--growth` adds the cost of "auto" and of
+statistics without probes as layers, width and batch grow. `--write` (21 rounds in three sets of processes, and the
+growth: an hour) makes `overhead.md` and `overhead.svg`.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class Plan:
         seconds: of a block.
         warm_up: steps before the first block; as the arm asks when `None`.
         threads: of PyTorch.
+        processor: take processor time for a clock.
         seed: of weights, data and orders.
     """
 
@@ -93,6 +96,7 @@ class Plan:
     seconds: float
     warm_up: int | None = None
     threads: int = 2
+    processor: bool = False
     seed: int = 0
 
 
@@ -152,7 +156,7 @@ def measure(workload: str, arms: Sequence[str], plan: Plan) -> dict[str, Measure
             for _ in range(len(range(which, plan.rounds, plan.sets))):
                 for arm in orders.sample(list(running), len(running)):
                     long = LONG if arm in (*BUDGETED, "bare", "bare, again") else 1
-                    times[arm].append(running[arm].block(plan.seconds * long))
+                    times[arm].append(running[arm].block(plan.seconds * long)[plan.processor])
             for arm, process in running.items():
                 ends[arm].append(process.end())
         finally:
@@ -257,10 +261,11 @@ def available(arms: Sequence[str]) -> list[str]:
 def environment(plan: Plan) -> str:
     installed = [name for name in ("torch", "holdfast", "tensorboard", "wandb") if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {version(name)}" for name in installed)
+    clock = "processor time" if plan.processor else "by the clock"
     return (
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {plan.threads} threads, "
-        f"Python {platform.python_version()}, {versions}; {plan.rounds} rounds of {plan.seconds:g} s in {plan.sets} "
-        f"sets of processes, seed {plan.seed}; load of the machine at the start {os.getloadavg()[0]:.1f}"
+        f"Python {platform.python_version()}, {versions}; {plan.rounds} rounds of {plan.seconds:g} s ({clock}), "
+        f"sets of processes: {plan.sets}, seed {plan.seed}; load of the machine at the start {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -270,6 +275,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of a block")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor", action="store_true", help="processor time instead of the clock's")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
     parser.add_argument("--write", action="store_true")
@@ -280,11 +286,12 @@ def main() -> None:
         seconds=given.seconds or (0.01 if given.quick else 0.5),
         warm_up=2 if given.quick else None,
         threads=given.threads,
+        processor=given.processor,
     )
     head = environment(plan)
     print(head, flush=True)
-    if os.getloadavg()[0] > 0.5:
-        print("other work runs on this machine: these timings mean little", flush=True)
+    if os.getloadavg()[0] > 0.5 and not plan.processor:
+        print("other work runs on this machine: these timings mean little; try --processor", flush=True)
     arms = available(ARMS)
     found, tables = {}, []
     for workload in WORKLOADS if given.only is None else (given.only,):

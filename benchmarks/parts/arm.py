@@ -51,14 +51,17 @@ class Arm:
         """Wait until the network is warm."""
         self._answer()
 
-    def block(self, seconds: float) -> float:
-        """Train for so long, and say how many seconds a step took.
+    def block(self, seconds: float) -> tuple[float, float]:
+        """Train for so long.
 
         Args:
             seconds: at least; the last step is finished.
+
+        Returns:
+            Seconds that a step took, by the clock and of processors (of all threads).
         """
         self._near.send(seconds)
-        return float(self._answer())
+        return tuple(self._answer())
 
     def end(self) -> dict[str, Any]:
         """End the process.
@@ -159,11 +162,12 @@ def _train(far: Connection, key: str, monitor: str, warm_up: int, folder: Path) 
             for _ in range(UNCLOCKED):
                 if time.perf_counter() - begin < seconds / 5:
                     step()
-            before, begin = done, time.perf_counter()
+            before, begin, busy = done, time.perf_counter(), time.process_time()
             while (took := time.perf_counter() - begin) < seconds or done == before:
                 step()
+            busy = time.process_time() - busy
             attached.settle()  # what is written late must not be paid by the next arm
-            far.send(took / (done - before))
+            far.send((took / (done - before), busy / (done - before)))
         peak = peak_memory()
     far.send({"peak": peak, "steps": done, "account": _account(folder) if attached.records else None})
 
