@@ -51,6 +51,21 @@ def test_a_replaced_and_an_added_layer_are_observed_and_the_old_one_is_let_go(re
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_replacement_is_no_drift_of_parameters(record, train, every):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    recording = record(model, optimizer, every=every, probe=torch.randn(16, 6))
+    train(model, optimizer, batches(4))
+    model[0] = nn.Linear(6, 8)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    train(model, optimizer, batches(12))
+    drifts = recording.close().readings("parameter-drift")
+    assert {each.site.phase for each in drifts} == {"train", "probe"}
+    assert max(each.step for each in drifts if each.site.phase == "probe") > 8
+    assert all(each.value == 0 for each in drifts)
+
+
 def test_a_layer_that_is_taken_out_leaves_no_hook(record, train):
     model = net()
     model.insert(2, nn.Tanh())

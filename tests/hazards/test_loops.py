@@ -159,6 +159,23 @@ def test_an_optimiser_that_steps_in_backward_has_one_record_a_backward(record):
     )
 
 
+def test_steps_in_backward_that_pass_unseen_are_counted_once_too(record):
+    model = net()
+    optimizers = [torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()]
+    recording = record(model, optimizers[0])
+    for optimizer in optimizers[1:]:
+        recording.watch.follow(optimizer)
+    for parameter, optimizer in zip(model.parameters(), optimizers, strict=True):
+        parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    for step, (inputs, labels) in enumerate(batches(6)):
+        if step == 2:
+            recording.watch._resting = 2
+        F.cross_entropy(model(inputs), labels).backward()
+    history = recording.close()
+    assert history.steps == 6
+    assert not history.events("monitor-error")
+
+
 def test_an_exception_in_the_users_forward_leaves_the_watch_whole(record, train):
     class Failing(nn.Module):
         def __init__(self):

@@ -158,6 +158,7 @@ class Watch:
         self._observing = False
         self._probing = False
         self._resting = 0  # steps still to pass unseen
+        self._task = -1  # the backward pass in which the last of them was counted
         self._rests = 0  # as many as were to, in this rest
         self._norm_seconds = 0.0
         self._handed = 0.0
@@ -351,6 +352,8 @@ class Watch:
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._resting or self._in_backward or os.getpid() != self._pid or self._stepping not in (None, optimizer):
             return
+        if self._task != -1 and self._counted():
+            return
         self._stepping = optimizer
         if optimizer is not self._optimizer:
             self._guard("step", self._adopt, optimizer)
@@ -429,13 +432,20 @@ class Watch:
 
     def _rest(self, optimizer: Optimizer) -> None:
         """A step passes unseen; after the last one the hooks come back."""
-        if os.getpid() != self._pid or _found_infinity(optimizer):
+        if os.getpid() != self._pid or _found_infinity(optimizer) or self._counted():
             return
         self._step += 1
         self._resting -= 1
         if not self._resting:
             self._wake()
             self._next()
+
+    def _counted(self) -> bool:
+        """Whether a step in the same backward pass was counted already, of an optimiser that steps inside it."""
+        task = torch._C._current_graph_task_id()
+        counted = task != -1 and task == self._task
+        self._task = task
+        return counted
 
     def _wake(self) -> None:
         self._cadence.rested(self._rests - self._resting)
