@@ -188,6 +188,35 @@ def test_a_closure_counts_once_with_its_first_loss(record):
     assert history.values("loss")[1].tolist() == pytest.approx([seen[0], seen[start]])
 
 
+def test_a_closure_is_read_at_its_first_evaluation(record):
+    model = small_net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    recording = record(model, optimizer)
+    inputs, labels = batches(1)[0]
+    passes = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        passes.append(loss.item())
+        return loss
+
+    before = copy.deepcopy(model[:3])
+    optimizer.step(closure)
+    history = recording.close()
+    assert len(passes) > 2
+    ((_, summary),) = history.summaries(Site("3", "input"))
+    assert summary.moments.count == inputs.shape[0] * 8
+    # The step's drift is from the weights of the first evaluation to those after the step.
+    with torch.no_grad():
+        reference = before(inputs)
+        moved = model[:3](inputs) - reference
+    squares = (moved.mean(0).square() - moved.var(0) / len(inputs)) / reference.var(0, correction=0)
+    (drift,) = history.readings("parameter-drift", Site("3", "input"), lag=1)
+    assert drift.value == pytest.approx(squares.mean().sqrt().item(), rel=1e-4)
+
+
 def test_log_before_and_after_the_step(record):
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

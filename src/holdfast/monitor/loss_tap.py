@@ -111,6 +111,11 @@ class LossTap:
             return None
         return float(sum(float(root) for root in (roots[:1] if first else roots)))
 
+    @property
+    def roots(self) -> int:
+        """Backward passes heard since the last step."""
+        return len(self._roots)
+
     def afterwards(self, function: Callable[[], None]) -> None:
         """Call a function once the backward pass under way is over.
 

@@ -179,6 +179,7 @@ class Watch:
         self._evals = 0
 
         self._stepping: Optimizer | None = None  # the outermost that is inside its step
+        self._roots: int | None = None  # within a closure's step: backward passes heard before it
         self._to_cut = samples_wanted(probe) or 0
 
         _check(self._model, optimizer)
@@ -322,7 +323,7 @@ class Watch:
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._flush()
-        if self._model.training and torch.is_grad_enabled():
+        if self._model.training and torch.is_grad_enabled() and not self._repeated:
             whole = self._probing
             random = whole or self._cadence.roomy
             self._call = record_call(args, kwargs, random=random, python=whole, numpy=whole)
@@ -335,11 +336,17 @@ class Watch:
         if self._model.training and grad:
             self._passed = True
             if self._observing:
-                self._observer.begin_pass("train", trained_on=True)
+                first = not self._repeated
+                self._observer.begin_pass("train", reading=first, trained_on=first)
         elif self._observing:
             # One evaluation pass per observed step tells as much as all of them.
             self._evals += 1
             self._observer.begin_pass("eval", reading=self._evals == 1, trained_on=grad)
+
+    @property
+    def _repeated(self) -> bool:
+        """Whether a closure is evaluated once more: a step is read, like its loss, at the first evaluation."""
+        return self._roots is not None and TAP.roots > self._roots
 
     def _cut_probe(self, call: Call) -> None:
         wanted, self._to_cut = self._to_cut, 0
@@ -363,6 +370,7 @@ class Watch:
     def _before_step(self, closure: bool) -> None:
         self._flush()
         # A closure is evaluated inside the step: its loss is not known yet.
+        self._roots = TAP.roots if closure else None
         self._loss = None if closure else TAP.take(self._optimizer, again=self._guest)
         loss = self._logged.get("loss", self._loss)
         if loss is not None and not math.isfinite(loss):
@@ -376,7 +384,7 @@ class Watch:
             return
         if self._in_backward or os.getpid() != self._pid or self._stepping is not optimizer:
             return
-        self._stepping = None
+        self._stepping = self._roots = None
         if _found_infinity(optimizer):
             self._step_skipped()
         elif torch._C._current_graph_task_id() != -1:
