@@ -67,7 +67,7 @@ def one(script, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("ddp"), "ddp", seconds=100)
+    return together(tmp_path_factory.mktemp("ddp"), "ddp", seconds=200)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_training_goes_on_without_the_process_group(longer):
 
 @pytest.mark.slow
 def test_training_goes_on_when_a_rank_dies(tmp_path):
-    together(tmp_path, "dies", seconds=100)
+    together(tmp_path, "dies", seconds=200)
     assert json.loads((tmp_path / "dies.0.json").read_text()) == 80
     with hf.Run(tmp_path / "dies") as run:
         assert any("rank 1 recorded nothing after step" in each.message for each in run.history.events())
