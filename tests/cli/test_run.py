@@ -80,7 +80,8 @@ def test_a_plain_loop_is_watched_and_stays_bit_for_bit_what_it_was(both: Callabl
     seen.is_the_same()
     assert "Holdfast watched 25 steps" in seen.said
     assert "Verdict  " in seen.said
-    assert "observed 6 of 25 steps; asked at most 1.0% of the bare run" in seen.said
+    assert "\nobserved 6 of 25 steps" in seen.said
+    assert "asked at most 1.0% of the bare run, took " in seen.said
     assert seen.said.endswith("Next: holdfast report runs/it\n")
     with seen.history() as run:
         assert run.streams() == ["net"]
