@@ -9,9 +9,12 @@ import pytest
 from typer.testing import Result
 
 import holdfast.api
+from holdfast.core.event import Event
 from holdfast.core.finding import SEVERITIES, Diagnosis, Finding, Severity
 from holdfast.core.reading import Reading
+from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
+from holdfast.store.memory import MemoryRun
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -25,6 +28,8 @@ def stub(*severities: Severity) -> type:
     class Stub:
         def __init__(self, path: Path) -> None:
             self.path = path
+            self.history = MemoryRun()
+            self.history.write(StepRecord(7, events=(Event(7, "cadence", "took 1 %", data={"overhead": 0.01}),)))
 
         def __enter__(self) -> Stub:
             return self
@@ -66,6 +71,7 @@ def test_a_remark_alone_is_clean_unless_asked_otherwise(
 def test_json_is_exactly_the_diagnosis(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holdfast.api, "Run", stub("critical"))
     told = json.loads(run("diagnose", "r", "--json").stdout, parse_constant=pytest.fail)
+    assert told.pop("monitor") == [{"overhead": 0.01}]
     assert told == stub("critical")(Path("r")).diagnose().as_dict()
     assert list(told) == ["run", "steps", "verdict", "findings", "inconclusive", "not_seen"]
     assert {"rule", "severity", "rank", "sites", "message", "evidence", "treatments"} == set(told["findings"][0])
@@ -83,6 +89,7 @@ def test_a_real_run_is_diagnosed_in_a_process_of_its_own(demo_folder: Path, proc
     plain = process("diagnose", folder, "--fail-on", "critical", NO_COLOR="1", FORCE_COLOR="")
     assert plain.returncode == 1
     assert told["findings"][0]["rule"] in plain.stdout
+    assert "every 10 steps, took" in plain.stdout
     assert plain.stderr == ""
 
 

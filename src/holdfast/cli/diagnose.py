@@ -22,7 +22,7 @@ def diagnose(
 ) -> None:
     """Say what is wrong with a run.
 
-    Prints the findings, ranked, each with its evidence; one verdict; what was not seen.
+    Prints the findings, ranked, each with its evidence; one verdict; what watching cost; what was not seen.
     Exit code 0: nothing as severe as --fail-on; 1: a finding at least as severe; 2: RUN cannot be read.
     """
     from holdfast.api import Run
@@ -31,10 +31,11 @@ def diagnose(
 
     with Run(run) as opened:
         diagnosis = opened.diagnose()
+        accounts = opened.history.events("cadence")
     if as_json:
-        print_json(diagnosis.as_dict())
+        print_json(diagnosis.as_dict() | {"monitor": [dict(event.data) for event in accounts]})
     else:
-        show_diagnosis(output(), diagnosis)
+        show_diagnosis(output(), diagnosis, [event.message for event in accounts])
     worst = max((SEVERITIES.index(finding.severity) for finding in diagnosis), default=-1)
     if worst >= SEVERITIES.index(fail_on):
         raise typer.Exit(FOUND)

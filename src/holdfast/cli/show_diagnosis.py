@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -11,12 +13,13 @@ from holdfast.core.finding import Diagnosis, Finding, Severity
 _STYLES: dict[Severity, str] = {"critical": "bold red", "warning": "bold yellow", "info": "bold blue"}
 
 
-def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
-    """Print findings in their order, then the verdict, then what could not be judged and what was not seen.
+def show_diagnosis(console: Console, diagnosis: Diagnosis, accounts: Sequence[str] = ()) -> None:
+    """Print findings in their order, then the verdict, then what could not be judged, what was not seen, and the cost.
 
     Args:
         console: where to.
         diagnosis: ranked.
+        accounts: what watching cost, a sentence for each watch that has ended.
     """
     console.print(Text("Findings", style="bold"))
     if not diagnosis.findings:
@@ -28,6 +31,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     for title, sentences in (
         ("Inconclusive", [f"{each.rule}: {each.reason}" for each in diagnosis.inconclusive]),
         ("Not seen", list(diagnosis.not_seen) or ["nothing was left out that Holdfast knows of"]),
+        ("Monitor", list(accounts)),
     ):
         if sentences:
             console.print()

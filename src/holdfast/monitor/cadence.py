@@ -56,8 +56,8 @@ class Account:
 
     @property
     def overhead(self) -> float:
-        """The monitor's seconds over the bare steps'."""
-        return self.spent / self.bare if self.bare > 0 else 0.0
+        """The monitor's seconds over the bare steps'; NaN where so little ran that nothing of it was bare."""
+        return self.spent / self.bare if self.bare > 0 else math.nan
 
 
 @dataclass(slots=True)
@@ -262,6 +262,14 @@ class Cadence:
         """Mean seconds of a step since settling, without the monitor."""
         since = 0 if self._settled is None else self._steps - self._settled[0] + 1
         return (self.account.bare - self._settled[1]) / since if self._settled and since > 0 else 0.0
+
+    @property
+    def settled(self) -> float | None:
+        """The monitor's seconds over the bare steps' since settling; `None` before, and at a fixed cadence."""
+        if self.every != "auto" or self._settled is None or self.account.bare <= self._settled[1]:
+            return None
+        purses = (self._each, self._norms, self._statistics, self._probes)
+        return sum(purse.spent for purse in purses) / (self.account.bare - self._settled[1])
 
     @property
     def roomy(self) -> bool:

@@ -44,7 +44,7 @@ from holdfast.live.ranks import talks
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
-from holdfast.monitor.cadence import Cadence, Every
+from holdfast.monitor.cadence import SETTLED, Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.first_samples import first_samples, samples_wanted
 from holdfast.monitor.fixed_probe import FixedProbe
@@ -846,7 +846,7 @@ class Watch:
 
     def _write_account(self) -> None:
         self._cadence.account.writing = self.sink.seconds
-        account = self._cadence.account
+        account, settled = self._cadence.account, self._cadence.settled
         asked = (
             f"at most {self._cadence.budget:.1%} of the bare run"
             if self._cadence.every == "auto"
@@ -855,12 +855,14 @@ class Watch:
         self._event(
             "cadence",
             f"observed {account.observed} of {self._step} steps, {account.probed} of them with probes;"
-            f" asked {asked}, took {account.overhead:.1%}",
+            f" asked {asked}, took {_share(account.overhead)}"
+            + ("" if settled is None else f" ({_share(settled)} after step {SETTLED})"),
             data={
                 "stream": self._stream,
                 "every": self._cadence.every,
                 "budget": self._cadence.budget,
-                "overhead": account.overhead,
+                "overhead": None if math.isnan(account.overhead) else account.overhead,
+                "settled": settled,
                 "observed": account.observed,
                 "probed": account.probed,
                 "unseen": account.rested,
@@ -878,6 +880,10 @@ class Watch:
         held = self._held or StepRecord(self._step, self._stream)
         self._held = replace(held, events=(*held.events, *self._events))
         self._flush()
+
+
+def _share(overhead: float) -> str:
+    return "more than the steps themselves" if math.isnan(overhead) else f"{overhead:.1%}"
 
 
 class _Replays(NamedTuple):
