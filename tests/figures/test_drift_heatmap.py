@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
@@ -84,6 +85,7 @@ def test_one_layer_and_one_step():
     assert figure.data[0].y == ("(model)",)
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_keep_every_row_and_thin_their_labels(run_of):
     figure = drift_heatmap(run_of([(f"blocks.{index}.fc", "Linear") for index in range(1000)], steps=40, every=1))
     assert figure.data[0].z.shape[0] == 1000

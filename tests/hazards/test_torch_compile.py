@@ -96,7 +96,13 @@ def assert_equal(ours, eager):
 
 @pytest.mark.parametrize(
     ("compiled", "before", "reentrant"),
-    [(whole, True, False), (whole, False, False), (in_place, False, True), (regional, False, True)],
+    [
+        (whole, False, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((whole, True, False), (in_place, False, True), (regional, False, True))
+        ),
+    ],
 )
 def test_figures_and_weights_are_eager_s_in_one_graph(record, train, readings, compiled, before, reentrant):
     torch.manual_seed(0)

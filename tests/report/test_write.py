@@ -180,6 +180,7 @@ def test_a_path_that_cannot_be_written(tmp_path, name, got):
     assert sorted(tmp_path.rglob("*")) == before  # no half-written file stays
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_still_make_a_page_that_can_be_sent(run_of, diagnose):
     deep = run_of([(f"encoder.blocks.{at}.output.dense", "Sigmoid") for at in range(1000)], steps=120, every=40)
     assert len(render(deep, diagnose(deep)).encode()) < 8e6

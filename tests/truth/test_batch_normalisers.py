@@ -130,7 +130,7 @@ def test_a_model_in_eval_mode_while_it_is_trained_is_stale_and_has_no_gap(shapes
     assert "the model is trained in eval mode" in found["stale-statistics"].message
 
 
-@pytest.mark.parametrize("momentum", [0.1, 0.03, None])
+@pytest.mark.parametrize("momentum", [0.1, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.03, None))])
 @pytest.mark.parametrize("rate", [0.01, 0.2])
 def test_healthy_trainings_have_nothing(shapes_unchecked: None, momentum: float | None, rate: float) -> None:
     steps = 80 if momentum else 120  # a plain average remembers the start: at 80 steps it lags by 0.29 SD

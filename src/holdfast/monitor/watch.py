@@ -407,12 +407,12 @@ class Watch:
         account.writing = self.sink.seconds
         self._cadence.stepped(observed=self._observing, probed=self._probing, norm=self._norm_seconds)
         self._norm_seconds = 0.0
-        if self._began is not None:
-            account.run += time.perf_counter() - self._began
-        self._began = None
+        began, self._began = self._began, None
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
         self._passed = False
         self._next()
+        if began is not None:
+            account.run += time.perf_counter() - began
 
     def _step_skipped(self) -> None:
         """The gradient scaler found an infinity and let this model's step fall: forget what was seen for it."""
