@@ -106,6 +106,18 @@ def test_the_norm_of_all_gradients_keeps_to_its_part_of_the_budget(monkeypatch):
     assert 0.08 * 2800 <= taken <= 0.1 * 2800
 
 
+def test_what_calling_hooks_costs_beside_them_is_booked():
+    cadence = Cadence("auto")
+    for step in range(10):
+        cadence.account.hooks += 0.001
+        cadence.stepped(observed=False, probed=False, lasted=0.101 + 0.001 * (step % 3))
+    cadence.account.hooks += 0.002
+    cadence.stepped(observed=True, probed=False, lasted=0.110)
+    assert cadence.account.hooks == pytest.approx(10 * 0.001 + 0.002 + (0.110 - 0.002 - 0.101))
+    cadence.stepped(observed=True, probed=False, lasted=0.05)  # shorter than the others: nothing is taken back
+    assert cadence.account.hooks == pytest.approx(0.019)
+
+
 def test_auto_observes_every_step_when_that_is_cheap(monkeypatch):
     found = simulate(monkeypatch, 0.01, steps=400, bare=1.0, price=0.001, statistics=0.0001)
     assert found.probed[-190:] == list(range(211, 401))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,6 +119,7 @@ class Cadence:
     _norms: Purse = field(default_factory=Purse)
     _statistics: Purse = field(default_factory=Purse)
     _probes: Purse = field(default_factory=Purse)
+    _lasted: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # of steps that were not observed
     _steps: int = 0
     _looks: int = 0  # steps since settling that were looked at and not observed
     _alarm_until: int = 0
@@ -276,14 +279,24 @@ class Cadence:
         """Whether steps are so long (or so dear already) that tens of microseconds are nothing."""
         return self.every != "auto" or self._steps < SETTLED or self.account.run > 0.02 * self._steps
 
-    def stepped(self, *, observed: bool, probed: bool, norm: float = 0.0) -> None:
+    def stepped(self, *, observed: bool, probed: bool, norm: float = 0.0, lasted: float | None = None) -> None:
         """Tell that a step is over: what was spent since the last one is the price of what was done.
+
+        Calling a hook costs beside what runs in it, and leaves caches cold: an observed step that lasted longer than
+        those around it and its own booked work is booked in full.
 
         Args:
             observed: whether it was.
             probed: whether it had probes and measures.
             norm: seconds that the norm of all gradients took; 0 where it was not taken.
+            lasted: seconds from the step's first forward to its end, where that is known.
         """
+        if lasted is not None:
+            booked = self.account.spent - self._before
+            if not observed:
+                self._lasted.append(lasted - booked)
+            elif len(self._lasted) > 4:
+                self.account.hooks += max(0.0, lasted - booked - statistics.median(self._lasted))
         seconds, self._before = self.account.spent - self._before, self.account.spent
         self._steps += 1
         self.account.observed += observed

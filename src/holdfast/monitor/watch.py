@@ -405,9 +405,10 @@ class Watch:
         account.hooks += self._observer.seconds
         self._observer.seconds = 0.0
         account.writing = self.sink.seconds
-        self._cadence.stepped(observed=self._observing, probed=self._probing, norm=self._norm_seconds)
-        self._norm_seconds = 0.0
         began, self._began = self._began, None
+        lasted = None if began is None else time.perf_counter() - began
+        self._cadence.stepped(observed=self._observing, probed=self._probing, norm=self._norm_seconds, lasted=lasted)
+        self._norm_seconds = 0.0
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
         self._passed = False
         self._next()
