@@ -1,8 +1,9 @@
 """Shapes in annotations are checked while tests run: jaxtyping's import hook, before anything of ours is imported."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -44,3 +45,30 @@ def shapes_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def record() -> Iterator[Callable[..., Any]]:
+    """`record(model, optimizer, …)`: a watch that records into memory; whatever a test leaves open is closed."""
+    from holdfast.monitor.watch import Watch
+    from holdfast.store.memory import MemoryRun
+
+    class Recording:
+        def __init__(self, model: Any, optimizer: Any, **options: Any) -> None:
+            self.run = MemoryRun()
+            options = {"every": 1, "strict": True, **options}
+            self.watch = Watch(model, optimizer, lambda: self.run, name="test", **options)
+
+        def close(self) -> MemoryRun:
+            self.watch.close()
+            return self.run
+
+    opened: list[Recording] = []
+
+    def start(model: Any, optimizer: Any, **options: Any) -> Recording:
+        opened.append(Recording(model, optimizer, **options))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.watch.close()

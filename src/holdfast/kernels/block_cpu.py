@@ -3,6 +3,9 @@
 One sweep over the memory in tiles that stay in the first-level cache. Serial: no OpenMP, no threading layer (after
 one parallel Numba kernel every forked data loader worker that runs its own would die). It holds no lock of Python
 while it runs, and reads the tensor in place, by address and strides.
+
+The file is long because one sweep has two ways through a tile, which fill the same sums: quick loops over finite
+float32 (in `tile_cpu`), and careful ones in float64 for what is not finite, for float64 and for float16.
 """
 
 from __future__ import annotations
@@ -233,21 +236,26 @@ def _add_single_channels(at, held, width, s, m, minor, start, wide, sums_at, fea
 
 
 @njit(**OPTIONS)
+def _keep_feature(run, count, found, starts, ends, pivot, s, m, features):  # type: ignore[no-untyped-def]
+    """One sample's mean of one channel, from a row that may come in pieces; `features` may have no rows."""
+    if starts:
+        run[0] = 0.0
+        run[1] = 0.0
+    run[0] += count
+    run[1] += found
+    if ends and features.shape[0]:
+        features[s, m] = pivot + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
+
+
+@njit(**OPTIONS)
 def _add_single_positions(at, held, width, s, m, minor, starts, ends, sums, run, features):  # type: ignore[no-untyped-def]
     """Rows along positions of finite float32 values, each of one sample and one channel."""
-    wanted = features.shape[0] > 0
     for j in range(held):
         found, squares, zeros = add_row(at + 4 * j * width, width, sums[PIVOT, m])
         sums[TOTAL, m] += found
         sums[SQUARES, m] += squares
         sums[ZEROS, m] += zeros
-        if starts:
-            run[0] = 0.0
-            run[1] = 0.0
-        run[0] += width
-        run[1] += found
-        if ends and wanted:
-            features[s, m] = sums[PIVOT, m] + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
+        _keep_feature(run, width, found, starts, ends, sums[PIVOT, m], s, m, features)
         m += 1
         if m == minor:
             m = 0
@@ -429,13 +437,7 @@ def _add_position_rows(tile_at, held, width, s, m, minor, starts, ends, all_fini
         sums[SQUARES, m] += squares
         sums[ZEROS, m] += zeros
         sums[MISSING, m] += width - n
-        if starts:
-            run[0] = 0.0
-            run[1] = 0.0
-        run[0] += n
-        run[1] += total
-        if ends and features.shape[0]:
-            features[s, m] = sums[PIVOT, m] + run[1] / run[0]  # 0 / 0 gives the NaN that is promised
+        _keep_feature(run, n, total, starts, ends, sums[PIVOT, m], s, m, features)
         m += 1
         if m == minor:
             m = 0

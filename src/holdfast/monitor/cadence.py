@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from holdfast.core.errors import InputError
 from holdfast.monitor.ranks import GAP, Ranks
@@ -114,6 +114,7 @@ class Cadence:
     ranks: Ranks | None = None
     account: Account = field(default_factory=Account)
     _before: float = 0.0
+    _booked_before: float = 0.0
     _settled: tuple[int, float] | None = None  # step and bare seconds
     _each: Purse = field(default_factory=Purse)
     _norms: Purse = field(default_factory=Purse)
@@ -292,11 +293,12 @@ class Cadence:
             lasted: seconds from the step's first forward to its end, where that is known.
         """
         if lasted is not None:
-            booked = self.account.spent - self._before
+            booked = self._booked - self._booked_before
             if not observed:
                 self._lasted.append(lasted - booked)
             elif len(self._lasted) > 4:
                 self.account.hooks += max(0.0, lasted - booked - statistics.median(self._lasted))
+        self._booked_before = self._booked
         seconds, self._before = self.account.spent - self._before, self.account.spent
         self._steps += 1
         self.account.observed += observed
@@ -306,6 +308,43 @@ class Cadence:
         if norm:
             self._norms.pay(norm)
         (self._probes if probed else self._statistics if observed else self._each).pay(seconds - norm)
+
+    @property
+    def _booked(self) -> float:
+        """Seconds of the training thread: writing runs beside it."""
+        return self.account.spent - self.account.writing
+
+    def told(self, steps: int) -> tuple[str, dict[str, Any]]:
+        """The account in a sentence, and its figures.
+
+        Args:
+            steps: of the run.
+        """
+        account, settled = self.account, self.settled
+        asked = f"at most {self.budget:.1%} of the bare run" if self.every == "auto" else f"every {self.every} steps"
+        since = "" if settled is None else f" ({_share(settled)} after step {SETTLED})"
+        message = (
+            f"observed {account.observed} of {steps} steps, {account.probed} of them with probes;"
+            f" asked {asked}, took {_share(account.overhead)}{since}"
+        )
+        return message, {
+            "every": self.every,
+            "budget": self.budget,
+            "overhead": None if math.isnan(account.overhead) else account.overhead,
+            "settled": settled,
+            "observed": account.observed,
+            "probed": account.probed,
+            "unseen": account.rested,
+            "steps": steps,
+            "seconds": {
+                "run": account.run,
+                "hooks": account.hooks,
+                "measures": account.measures,
+                "probes": account.probes,
+                "hand-off": account.hand_off,
+                "writing": account.writing,
+            },
+        }
 
     def timed(self, cause: Cause) -> _Timer:
         """Book the time of a block of the monitor's work; within another such block it belongs to that one."""
@@ -333,3 +372,7 @@ class _Timer:
         if self._cadence._depth == 0:
             account = self._cadence.account
             setattr(account, self._cause, getattr(account, self._cause) + time.perf_counter() - self._begin)
+
+
+def _share(overhead: float) -> str:
+    return "more than the steps themselves" if math.isnan(overhead) else f"{overhead:.1%}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from holdfast.core.protocols import Telemetry
 from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
-from holdfast.kernels.dispatch import readable
-from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.hooks import HookSet, on_gradient
-from holdfast.live.layout import Layout, Sampling, block, layout_of, window_of
+from holdfast.live.layout import Layout, Sampling, block, layout_of
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
 from holdfast.live.measurable import transforming, unmeasured
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
 from holdfast.monitor.compiled import CompiledCalls
+from holdfast.monitor.reader import Reader
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
@@ -142,75 +140,36 @@ class _Lay:
         return self.channels > 0 and tensor.ndim == self.axes and self == _Lay.of(tensor, self.layout)
 
 
-class _Reader:
-    """How the tensors of one place are read, worked out once for those of one shape, type and strides."""
-
-    __slots__ = (
-        "_dtype",
-        "_exponents",
-        "_lens",
-        "_place",
-        "_shape",
-        "_strides",
-        "layout",
-        "sampling",
-        "site",
-        "threshold",
-        "window",
-    )
-
-    def __init__(
-        self,
-        site: Site,
-        tensor: Tensor,
-        layout: Layout,
-        sampling: Sampling,
-        threshold: float | None,
-        exponents: dict[tuple[str, Port, str], int],
-    ) -> None:
-        self.site, self.layout, self.sampling, self.threshold = site, layout, sampling, threshold
-        self._exponents, self._place = exponents, (site.module, site.port, site.leaf)
-        self._shape, self._strides, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
-        self.window = window_of(tensor, layout, sampling) if readable(tensor) else None
-        self._lens: Lens | None = None
-
-    @property
-    def exponent(self) -> int | None:
-        """Of the sketch's scale: one for all calls and phases of a place, so that they merge; `None` at first."""
-        return self._exponents.get(self._place)
-
-    def fits(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies as the one for which the reader was made."""
-        return (
-            tensor.shape == self._shape
-            and tensor.dtype is self._dtype
-            and tensor.stride() == self._strides
-            and (self.window is None or readable(tensor))
-        )
-
-    def read(self, tensor: Tensor, where: float, *, features: bool) -> Observation:
-        """Look at a tensor that fits."""
-        if self._lens is None and self.window is not None and self.exponent is not None:
-            beyond = math.inf if self.threshold is None else self.threshold
-            self._lens = Lens(KINDS[self._dtype], self.window, self.exponent, beyond)
-        if self._lens is not None:
-            looked = self._lens.look(tensor.data_ptr(), where, features=features)
-            if looked is not None:
-                return Observation.of(looked)
-        with torch.no_grad():
-            part = block(tensor, self.layout, self.sampling, where)
-            seen = observe(part, exponent=self.exponent, threshold=self.threshold)
-        self._exponents.setdefault(self._place, seen.exponent)
-        return seen
-
-
 class _Known(NamedTuple):
     """A tensor seen as some layer's output, so that the next layer need not read it again."""
 
     tensor: weakref.ref[Tensor]
     version: int
-    reader: _Reader
+    reader: Reader
     observation: Observation
+
+    def serves(self, reader: Reader) -> bool:
+        """Whether what was read of it is what a reader would read: the same part, on the same scale, nothing beyond."""
+        same = self.reader.layout == reader.layout and reader.threshold is None
+        return same and self.observation.exponent == reader.exponent
+
+
+class _Work:
+    """Times what a hook does for a layer; when it fails, the layer is left out from then on."""
+
+    __slots__ = ("_begin", "_observer", "_path")
+
+    def __init__(self, observer: Observer, path: str) -> None:
+        self._observer, self._path = observer, path
+
+    def __enter__(self) -> None:
+        self._begin = perf_counter()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        self._observer.seconds += perf_counter() - self._begin
+        if isinstance(error, Exception):
+            self._observer._leave_out(self._path, error)
+        return isinstance(error, Exception)
 
 
 class Observer:
@@ -256,7 +215,7 @@ class Observer:
         self._exponents: dict[tuple[str, Port, str], int] = {}
         self._samplings: dict[tuple[str, Port, str, Layout], Sampling] = {}
         self._lays: dict[tuple[str, Port, str], _Lay] = {}
-        self._readers: dict[tuple[str, Port, str, int, Phase], _Reader] = {}
+        self._readers: dict[tuple[str, Port, str, int, Phase], Reader] = {}
         self._sites: dict[tuple[str, Port, str, int, Phase], Site] = {}
         self._running: dict[str, Running | None] = {}
         self.in_force = roles
@@ -374,15 +333,10 @@ class Observer:
         if transforming():
             self.skipped["what flows inside a transform of torch.func"] = "only plain passes are measured"
             return
-        begin = perf_counter()
-        try:
+        with _Work(self, path):
             call = self._calls.get(path, 0)
             for leaf, tensor in _leaves((args, kwargs) if kwargs else args):
                 self._read(path, module, "input", leaf, tensor, call)
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
 
     def see(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
         """Read a tensor that compiled code tells.
@@ -401,65 +355,42 @@ class Observer:
             if self._phase == "train":
                 self._gradient(path, leaf, call, module, tensor)
             return
-        begin = perf_counter()
-        try:
+        with _Work(self, path):
             self._read(path, module, port, leaf, tensor, call)
             self._known.clear()
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
+
+    def _normalising(self, path: str) -> bool:
+        """Whether what a batch normaliser does in this pass is wanted."""
+        wanted = self._whole and self._trained_on and path not in self._left_out
+        return wanted and torch._C._current_graph_task_id() == -1 and not transforming()
 
     def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
-        if not self._whole or not self._trained_on or path in self._left_out:
+        if not self._normalising(path):
             return
-        if torch._C._current_graph_task_id() != -1 or transforming():
-            return
-        begin = perf_counter()
-        try:
+        with _Work(self, path):
             limit, running = self._max_elements, self._running.get(path)
             seen = batch_statistics(module, tensor, max_elements=limit, where=self._where, running=running)
             if seen is not None:
                 self.normalised[self._site(path, "input", "", self._compiled.calls(path), self._phase)] = seen
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
 
     def _normalises(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._whole or not self._trained_on or path in self._left_out:
+        if not self._normalising(path):
             return
-        if torch._C._current_graph_task_id() != -1 or transforming():
-            return
-        begin = perf_counter()
-        try:
-            with torch.no_grad():
-                if isinstance(module, Telemetry):  # it may tell after its forward, by then the averages have moved
-                    self._running[path] = running_before(module)
-                    return
-                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
-                if tensor is not None:
-                    self._normalised(path, module, tensor, None)
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
+        with _Work(self, path), torch.no_grad():
+            if isinstance(module, Telemetry):  # it may tell after its forward, by then the averages have moved
+                self._running[path] = running_before(module)
+                return
+            tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
+            if tensor is not None:
+                self._normalised(path, module, tensor, None)
 
     def _tells(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._whole or not self._trained_on or path in self._left_out:
+        if not self._normalising(path):
             return
-        if torch._C._current_graph_task_id() != -1 or transforming():
-            return
-        begin = perf_counter()
-        try:
-            with torch.no_grad():
-                tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
-                if tensor is not None and output is not None:
-                    self._normalised(path, module, tensor, self._running.pop(path, None))
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
+        with _Work(self, path), torch.no_grad():
+            tensor = next((tensor for _, tensor in _leaves((args, kwargs) if kwargs else args)), None)
+            if tensor is not None and output is not None:
+                self._normalised(path, module, tensor, self._running.pop(path, None))
 
     def _normalised(self, path: str, module: nn.Module, tensor: Tensor, running: Running | None) -> None:
         """Keep what a batch normaliser did: as it tells, else by reading its input."""
@@ -473,8 +404,7 @@ class Observer:
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._reading or path in self._left_out or transforming():
             return
-        begin = perf_counter()
-        try:
+        with _Work(self, path):
             recomputed = torch._C._current_graph_task_id() != -1
             # Segments are recomputed from the last to the first.
             calls = self._recomputed if recomputed else self._calls
@@ -486,33 +416,24 @@ class Observer:
                     self._read(path, module, "output", leaf, tensor, call)
                 if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
                     on_gradient(tensor, functools.partial(self._gradient, path, leaf, call, module))
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
 
     def _gradient(self, path: str, leaf: str, call: int, module: nn.Module, gradient: Tensor) -> None:
         if path in self._left_out:
             return
-        begin = perf_counter()
-        try:
+        with _Work(self, path):
             reader = self._reader(path, module, "grad_output", leaf, gradient, call)
             if reader is not None:
                 seen = reader.read(gradient, self._where, features=False)
                 found = Gradient(seen, gradient.numel(), gradient.shape[reader.layout.samples])
                 site, gradients = reader.site, self.gradients
                 gradients[site] = gradients[site] + found if site in gradients else found
-        except Exception as exception:
-            self._leave_out(path, exception)
-        finally:
-            self.seconds += perf_counter() - begin
 
     def _read(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> None:
         reader = self._reader(path, module, port, leaf, tensor, call)
         if reader is None:
             return
         known = self._same(tensor)
-        if known is not None and known.reader.layout == reader.layout and reader.threshold is None:
+        if known is not None and known.serves(reader):
             observation = known.observation
         else:
             observation = reader.read(tensor, self._where, features=self._whole)
@@ -530,12 +451,12 @@ class Observer:
         known = self._known.get(id(tensor))
         return known if known and known.tensor() is tensor and known.version == tensor._version else None
 
-    def _rectified(self, reader: _Reader, tensor: Tensor, zero: float) -> ChannelMoments:
+    def _rectified(self, reader: Reader, tensor: Tensor, zero: float) -> ChannelMoments:
         with torch.no_grad():
             values = block(tensor, reader.layout, reader.sampling, self._where).sub(zero).relu_()
             return observe(values, exponent=0).channels
 
-    def _reader(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> _Reader | None:
+    def _reader(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor, call: int) -> Reader | None:
         """How to read a tensor; `None` where it has no statistics."""
         key = (path, port, leaf, call, self._phase)
         reader = self._readers.get(key)
@@ -565,7 +486,7 @@ class Observer:
             self._samplings[*place, layout] = sampling
         if shared is not None and shared.exponent is not None:
             self._exponents.setdefault(place, shared.exponent)
-        reader = _Reader(site, tensor, layout, sampling, self._threshold(site), self._exponents)
+        reader = Reader(site, tensor, layout, sampling, self._threshold(site), self._exponents)
         self._readers[key] = reader
         return reader
 

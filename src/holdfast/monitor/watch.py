@@ -17,14 +17,12 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.errors import HoldfastError, WatchError
@@ -44,10 +42,11 @@ from holdfast.live.ranks import talks
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
-from holdfast.monitor.cadence import SETTLED, Cadence, Every
+from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.first_samples import first_samples, samples_wanted
 from holdfast.monitor.fixed_probe import FixedProbe
+from holdfast.monitor.given import chosen, probe_call, shapes
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
@@ -83,13 +82,13 @@ def watched(model: nn.Module) -> bool:
 class Watch:
     """Watches one model in training.
 
-    An optimiser step is a step of the run. Loss, global gradient norm and learning rate are kept at every step; at
-    the steps that the cadence chooses, every leaf layer's inputs, outputs and output gradients are read, and two
-    probes tell how far the parameters alone moved what the layers see: the *step probe* forwards the batch just
-    trained on once more after the step (same random numbers), the *fixed probe* forwards a batch kept out of
-    training at lags of 1, 10, 100 and 1,000 steps (training mode: normalisers use the probe's own statistics;
-    dropout masks are the same each time). Both leave parameters, buffers, gradients and random generators bit for
-    bit as they were.
+    An optimiser step is a step of the run. Loss and learning rate are kept at every step that `"auto"` does not let
+    pass unseen, the norm of all gradients as often as the budget allows. At the steps that the cadence chooses, every
+    leaf layer's inputs, outputs and output gradients are read; at some of them two probes tell how far the parameters
+    alone moved what the layers see: the *step probe* forwards the batch just trained on once more after the step (same
+    random numbers), the *fixed probe* forwards a batch kept out of training at lags of 1, 10, 100 and 1,000 steps
+    (training mode: normalisers use the probe's own statistics; dropout masks are the same each time). Both leave
+    parameters, buffers, gradients and random generators bit for bit as they were.
 
     An error of the monitor's own detaches the part that failed, is recorded, and is warned of once; training goes on.
 
@@ -187,9 +186,9 @@ class Watch:
         self._parameters = Parameters(self._model, optimizer, stream)
         self._tree = ModuleTree(self._model, optimizer)
         self._patterns = sites
-        leaves = _chosen(observed_leaves(self._model), sites)
-        probe_call = None if isinstance(probe, int) else _probe_call(probe)
-        structure = self._first_structure(probe_call)
+        leaves = chosen(observed_leaves(self._model), sites)
+        call = None if isinstance(probe, int) else probe_call(probe)
+        structure = self._first_structure(call)
         self._leaves = leaves
         self._observer = Observer(
             leaves,
@@ -198,10 +197,10 @@ class Watch:
             roles=roles(leaves, structure),
             failed=self._layer_failed,
         )
-        self._fixed = None if probe_call is None else FixedProbe(lambda: self._forward_probe(probe_call))
+        self._fixed = None if call is None else FixedProbe(lambda: self._forward_probe(call))
 
         self.sink = open_sink()
-        options = json.dumps([every, probe_every, probe_call is not None])
+        options = json.dumps([every, probe_every, call is not None])
         scales, rescale = self._observer.scales, self._observer.rescale
         self._ranks = Ranks(model, key=stream, options=options, scales=scales, rescale=rescale)
         if self._ranks.world > 1:
@@ -677,7 +676,7 @@ class Watch:
         except Exception as exception:
             raise WatchError(
                 "a probe that the model's forward accepts",
-                f"{_shapes(probe)}, on which the forward raised {type(exception).__name__}: {exception}",
+                f"{shapes(probe)}, on which the forward raised {type(exception).__name__}: {exception}",
                 "type: probe=inputs[:64], with inputs as the training loop passes them to the model",
             ) from exception
 
@@ -696,7 +695,7 @@ class Watch:
         """Follow a model whose layers were added, replaced, frozen or unfrozen in the loop."""
         if not self._tree.changed():
             return
-        before, self._leaves = dict(self._leaves), _chosen(observed_leaves(self._model), self._patterns, strict=False)
+        before, self._leaves = dict(self._leaves), chosen(observed_leaves(self._model), self._patterns, strict=False)
         now = dict(self._leaves)
         new = sorted(path for path, module in now.items() if before.get(path) is not module)
         gone = sorted(path for path in before if path not in now)
@@ -847,44 +846,11 @@ class Watch:
 
     def _write_account(self) -> None:
         self._cadence.account.writing = self.sink.seconds
-        account, settled = self._cadence.account, self._cadence.settled
-        asked = (
-            f"at most {self._cadence.budget:.1%} of the bare run"
-            if self._cadence.every == "auto"
-            else f"every {self._cadence.every} steps"
-        )
-        self._event(
-            "cadence",
-            f"observed {account.observed} of {self._step} steps, {account.probed} of them with probes;"
-            f" asked {asked}, took {_share(account.overhead)}"
-            + ("" if settled is None else f" ({_share(settled)} after step {SETTLED})"),
-            data={
-                "stream": self._stream,
-                "every": self._cadence.every,
-                "budget": self._cadence.budget,
-                "overhead": None if math.isnan(account.overhead) else account.overhead,
-                "settled": settled,
-                "observed": account.observed,
-                "probed": account.probed,
-                "unseen": account.rested,
-                "steps": self._step,
-                "seconds": {
-                    "run": account.run,
-                    "hooks": account.hooks,
-                    "measures": account.measures,
-                    "probes": account.probes,
-                    "hand-off": account.hand_off,
-                    "writing": account.writing,
-                },
-            },
-        )
+        message, data = self._cadence.told(self._step)
+        self._event("cadence", message, data={"stream": self._stream, **data})
         held = self._held or StepRecord(self._step, self._stream)
         self._held = replace(held, events=(*held.events, *self._events))
         self._flush()
-
-
-def _share(overhead: float) -> str:
-    return "more than the steps themselves" if math.isnan(overhead) else f"{overhead:.1%}"
 
 
 class _Replays(NamedTuple):
@@ -937,40 +903,6 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
             f"one that the run {_WATCHED[model]!r} watches already",
             "call .close() on that run first",
         )
-
-
-def _chosen(
-    leaves: list[tuple[str, nn.Module]], patterns: Sequence[str] | None, *, strict: bool = True
-) -> list[tuple[str, nn.Module]]:
-    if patterns is None:
-        return leaves
-    chosen = [(path, module) for path, module in leaves if any(fnmatchcase(path, pattern) for pattern in patterns)]
-    if not chosen and strict:
-        known = ", ".join(repr(path) for path, _ in leaves[:5])
-        raise WatchError(
-            "sites that name at least one layer",
-            f"{list(patterns)!r}, which match none",
-            f"choose among {known}{', …' if len(leaves) > 5 else ''}",
-        )
-    return chosen
-
-
-def _probe_call(probe: Any) -> Call | None:
-    """The probe as a call, on copies: a loader may reuse the memory of the batch."""
-    if probe is None:
-        return None
-    own = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, probe)
-    if isinstance(own, dict):
-        return record_call((), own)
-    return record_call(tuple(own) if isinstance(own, tuple | list) else (own,), {})
-
-
-def _shapes(call: Call) -> str:
-    parts = [
-        f"{'' if name is None else f'{name}='}{tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__}"
-        for name, each in [*((None, arg) for arg in call.args), *call.kwargs.items()]
-    ]
-    return f"a probe of {', '.join(parts)}" if parts else "an empty probe"
 
 
 def _found_infinity(optimizer: Optimizer) -> bool:
