@@ -9,7 +9,15 @@ from typing import Literal
 from holdfast.core.units import Unit
 
 Direction = Literal["higher is worse", "lower is worse", "nearer one is better", "neither"]
-Cost = Literal["free", "one pass over a sample", "one extra forward"]
+Cost = Literal[
+    "free",
+    "one pass over a sample",
+    "one extra forward",
+    "one extra forward and backward",
+    "a forward per layer",
+    "half a forward and backward per layer",
+    "many forwards and backwards",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,11 @@
 """Measures: from what a site held, before and now, to a reading with its noise. One measure a file."""
 
+from collections.abc import Callable, Sequence
+
+from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
+from holdfast.core.reading import Reading, Table
+from holdfast.live.moment import Watchable
 
 # gradient flow and updates
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
@@ -77,3 +82,9 @@ QUANTITIES: dict[str, Quantity] = {
         _running_lag,
     )
 }
+
+WATCHABLE: dict[str, Watchable] = {}
+"""Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
+
+OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
+"""Measures that a stored run is enough for: `run.measure(name)`."""
