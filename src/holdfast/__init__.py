@@ -4,6 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # families, to pick from
+    from holdfast import measures as measures
+    from holdfast import norms as norms
+
     # the loop
     from holdfast.api import LiveRun as LiveRun
     from holdfast.api import Run as Run
@@ -34,13 +38,17 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_FAMILIES = ("measures", "norms")
+
 
 def __getattr__(name: str) -> Any:
     """Load the facade, and PyTorch with it, when somebody first asks for a part of it (`holdfast --help` does not)."""
+    if name in _FAMILIES:
+        return import_module(f"holdfast.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     return getattr(import_module("holdfast.core.errors" if name == "HoldfastError" else "holdfast.api"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, *_FAMILIES]

@@ -27,7 +27,10 @@ from holdfast.clinic.prove import prove as prove
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
+from holdfast.core.reading import Reading, Table
 from holdfast.diagnosis.diagnose import diagnose as ask
+from holdfast.live.moment import LossFn
+from holdfast.measures import OFFLINE, WATCHABLE
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.observer import MAX_ELEMENTS
 from holdfast.monitor.watch import Mode, Watch
@@ -98,6 +101,26 @@ class Run:
         from holdfast.report.write import write  # plotly loads only for who asks for a figure
 
         return write(self.history, self.diagnose(), Path(fspath(path)), evidence=evidence)
+
+    def measure(self, name: str) -> list[Reading | Table]:
+        """Compute a measure from what the run holds: those that need no model.
+
+        Args:
+            name: of the measure, such as `"loss-spike"`.
+
+        Returns:
+            Its readings and tables; nothing where the run holds too little for it.
+
+        Raises:
+            InputError: there is no such measure, or a stored run is not enough for it.
+        """
+        if name not in OFFLINE:
+            known = ", ".join(sorted(OFFLINE))
+            fix = (
+                f"type: hf.watch(model, optimizer, measures=[{name!r}])" if name in WATCHABLE else f"choose of {known}"
+            )
+            raise InputError(f"a measure of a stored run: {known}", repr(name), fix)
+        return list(OFFLINE[name](self.history))
 
     def frame(self) -> pd.DataFrame:
         """All readings as a tidy table, one row a reading.
@@ -223,6 +246,9 @@ def watch(
     sites: Sequence[str] | None = None,
     mode: Mode = "sampled",
     max_elements: int = MAX_ELEMENTS,
+    measures: Sequence[str] = (),
+    batch: tuple[Any, Any] | None = None,
+    loss_fn: LossFn | None = None,
     stream: str = "net",
     strict: bool = False,
 ) -> LiveRun:
@@ -246,6 +272,11 @@ def watch(
         sites: layers to observe, as shell patterns over module paths (`"encoder.*"`); all when `None`.
         mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
+        measures: names of measures to take beside those that are always taken (`holdfast explain` lists them), such as
+            `["gradient-ics"]`. They come at steps that have probes, with a part of the budget of their own where
+            `probe_every` is `"auto"`. Not taken in distributed runs.
+        batch: `(inputs, targets)` for measures that evaluate the loss; best a batch kept out of training.
+        loss_fn: `(output, targets)` → a scalar, for the same.
         stream: the model's name in the run; each watch records into a folder of its own.
         strict: raise errors of the monitor's own instead of going on without the part that failed.
 
@@ -278,6 +309,9 @@ def watch(
         sites=sites,
         mode=mode,
         max_elements=max_elements,
+        measures=measures,
+        batch=batch,
+        loss_fn=loss_fn,
         folder=path,
         strict=strict,
     )

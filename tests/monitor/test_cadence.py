@@ -37,13 +37,16 @@ def simulate(
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     cadence = Cadence("auto", budget)
-    observed, probed, spent, resting, rested = [], [], 0.0, 0, 0
+    observed, probed, spent, resting, rested, slept, asleep = [], [], 0.0, 0, 0, 0, 0.0
+    wanted = cadence.wants(1)
     for step in range(1, steps + 1):
         if resting:
             resting -= 1
             clock[0] += bare
+            if not resting:
+                cadence.rested(slept, clock[0] - asleep)
+                wanted = cadence.wants(step + 1)
             continue
-        wanted = cadence.wants(step)
         probing = wanted and cadence.probes(step)
         begin = clock[0]
         clock[0] += bare
@@ -54,12 +57,13 @@ def simulate(
         observed += [step] * wanted
         probed += [step] * probing
         spent += cost if step > SETTLED else 0.0
-        cadence.stepped(observed=wanted, probed=probing)
-        cadence.account.run += clock[0] - begin
+        cadence.stepped(observed=wanted, probed=probing, lasted=clock[0] - begin)
+        cadence.ready(0.0)
         clock[0] += 100  # between steps somebody else may take his time
+        wanted = cadence.wants(step + 1)
         if not wanted:
-            resting = cadence.rest(step + 1)
-            cadence.rested(resting)
+            slept = resting = cadence.rest(step + 1)
+            asleep = clock[0]
             rested += resting
     return Simulated(observed, probed, spent / ((steps - SETTLED) * bare), rested)
 
@@ -101,8 +105,8 @@ def test_the_norm_of_all_gradients_keeps_to_its_part_of_the_budget(monkeypatch):
         with cadence.timed("hooks"):
             clock[0] += norm
         taken += norm > 0 and step > SETTLED
-        cadence.stepped(observed=False, probed=False, norm=norm)
-        cadence.account.run += clock[0] - begin
+        cadence.stepped(observed=False, probed=False, norm=norm, lasted=clock[0] - begin)
+        cadence.ready(0.0)
     assert 0.08 * 2800 <= taken <= 0.1 * 2800
 
 
@@ -111,11 +115,58 @@ def test_what_calling_hooks_costs_beside_them_is_booked():
     for step in range(10):
         cadence.account.hooks += 0.001
         cadence.stepped(observed=False, probed=False, lasted=0.101 + 0.001 * (step % 3))
+        cadence.ready(0.0)
     cadence.account.hooks += 0.002
     cadence.stepped(observed=True, probed=False, lasted=0.110)
+    cadence.ready(0.0)
     assert cadence.account.hooks == pytest.approx(10 * 0.001 + 0.002 + (0.110 - 0.002 - 0.101))
     cadence.stepped(observed=True, probed=False, lasted=0.05)  # shorter than the others: nothing is taken back
     assert cadence.account.hooks == pytest.approx(0.019)
+
+
+def test_preparing_a_step_is_no_part_of_how_long_it_lasts():
+    cadence = Cadence("auto")
+    for _ in range(10):
+        cadence.account.hooks += 0.004
+        cadence.ready(0.004)
+        cadence.stepped(observed=False, probed=False, lasted=0.1)
+    assert cadence.account.bare == pytest.approx(10 * 0.1)
+    cadence.stepped(observed=True, probed=False, lasted=0.1)
+    assert cadence.account.hooks == pytest.approx(0.04), "nothing hidden in a step as long as the others"
+
+
+def test_steps_that_passed_unseen_count_no_longer_than_they_lasted():
+    cadence = Cadence("auto")
+    for _ in range(10):
+        cadence.stepped(observed=False, probed=False, lasted=0.1)
+    cadence.rested(50, seconds=100.0)
+    assert cadence.account.run == pytest.approx(6.0)
+    cadence.rested(50, seconds=2.0)
+    assert cadence.account.run == pytest.approx(8.0)
+    assert cadence.account.rested == 100
+    assert not cadence.wants(111), "a step is looked at first"
+
+
+def test_measures_asked_for_have_a_part_of_the_budget_of_their_own(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    cadence = Cadence("auto", 0.06, asked=True)
+    settling, later = [], 0
+    for step in range(1, 6001):
+        wanted = cadence.wants(step)
+        probing = wanted and cadence.probes(step)
+        asking = probing and cadence.asks(step)
+        begin = clock[0]
+        clock[0] += 1.0
+        with cadence.timed("measures"):
+            clock[0] += 0.01 * wanted + 0.1 * probing + 5.0 * asking
+        cadence.stepped(observed=wanted, probed=probing, asked=5.0 * asking, lasted=clock[0] - begin)
+        cadence.ready(0.0)
+        settling += [step] * (asking and step <= SETTLED)
+        later += asking and step > SETTLED
+    assert settling == [2, 20, 200]
+    assert 0.015 * 5800 <= 5.0 * later <= 0.02 * 5800
+    assert not Cadence("auto").asks(2)
 
 
 def test_auto_observes_every_step_when_that_is_cheap(monkeypatch):
@@ -144,8 +195,8 @@ def test_at_a_fixed_cadence_all_of_the_budget_is_the_probes(monkeypatch):
         clock[0] += 1.0
         with cadence.timed("probes"):
             clock[0] += 1.0 if probing else 0.01
-        cadence.stepped(observed=True, probed=probing)
-        cadence.account.run += clock[0] - begin
+        cadence.stepped(observed=True, probed=probing, lasted=clock[0] - begin)
+        cadence.ready(0.0)
         probed += probing and step > SETTLED
     assert 0.08 * 1800 <= probed <= 0.1 * 1800
 

@@ -57,14 +57,18 @@ class Moment:
         return getattr(self, need) is not None
 
 
+Take = Callable[[Moment], Sequence[Reading | Table]]
+"""Gives a measure's readings and tables for one step; leaves the model, its gradients and all random generators as they
+were."""
+
+
 class Watchable(NamedTuple):
     """A measure that a watch takes when it is asked to.
 
     Args:
-        take: gives its readings and tables for one step; leaves the model, its gradients and all random generators as
-            they were.
+        start: gives what takes it at the steps of one watch; a measure that gathers over steps keeps them there.
         needs: what it cannot do without.
     """
 
-    take: Callable[[Moment], Sequence[Reading | Table]]
+    start: Callable[[], Take]
     needs: frozenset[Need]

@@ -19,6 +19,9 @@ Every = int | Literal["auto"]
 SETTLING = frozenset({1, 2, 3, 5, 10, 20, 40, 70, 100, 150, 200})
 SETTLED = max(SETTLING)
 
+# Of these, the ones that also get the measures a user asked for beside the watch's own, which may cost many passes.
+ASKING = frozenset({2, 20, 200})
+
 # Steps in a row of which nothing is seen, at most: a loss that is not finite is noticed by then.
 MOST_RESTED = 100
 
@@ -67,19 +70,34 @@ class Purse:
     """What one kind of the monitor's work has cost since settling, and what it will cost next time.
 
     The price is a running maximum that forgets by halves, so that one cheap time does not let two dear ones through.
+    What is written later, for many times at once, belongs to it by its mean.
     """
 
     spent: float = 0.0
     price: float = 0.0
+    written: float = 0.0
+    times: int = 0
 
-    def pay(self, seconds: float) -> None:
-        """Tell what it cost this time."""
-        self.spent += seconds
+    def pay(self, seconds: float, later: float = 0.0) -> None:
+        """Tell what it cost this time.
+
+        Args:
+            seconds: of the work itself.
+            later: of writing that fell due meanwhile.
+        """
+        self.spent += seconds + later
         self.price = max(seconds, 0.5 * (self.price + seconds))
+        self.written += later
+        self.times += 1
 
     def holds(self, limit: float) -> bool:
         """Whether once more keeps it under a limit in seconds."""
-        return self.spent + self.price <= limit
+        return self.spent + self.next <= limit
+
+    @property
+    def next(self) -> float:
+        """Seconds that it will cost next time, writing and all."""
+        return self.price + self.written / max(1, self.times)
 
 
 @dataclass(slots=True)
@@ -89,8 +107,8 @@ class Cadence:
     With a number, every so many steps (and the first). With `"auto"`, a few steps while settling, and from then on
     whenever the work to come, at the price of the last times, keeps its share of the steps' time since settling
     under its part of the budget. The look at every step (its loss, its learning rate) may take a third: where it is
-    dearer, steps pass unseen between the looks. The norm of all gradients may take a third of the rest, statistics a
-    half of what is left then, probes the other half.
+    dearer, steps pass unseen between the looks. The norm of all gradients may take a third of the rest; statistics,
+    probes and the measures that were asked for share what is left then.
 
     Args:
         every: steps from one observation to the next, or `"auto"`.
@@ -98,6 +116,7 @@ class Cadence:
         probe_every: the same for probes; by default at every step that is observed, with `every="auto"` as often as
             the budget allows.
         ranks: the other processes of a distributed run, which do the same at the same steps.
+        asked: whether there are measures that a user asked for beside the watch's own.
 
     Raises:
         InputError: `every`, `probe_every` or `budget` is not usable.
@@ -112,17 +131,21 @@ class Cadence:
     budget: float = 0.01
     probe_every: Every | None = None
     ranks: Ranks | None = None
+    asked: bool = False
     account: Account = field(default_factory=Account)
-    _before: float = 0.0
-    _booked_before: float = 0.0
+    _paid: float = 0.0  # of the training thread's work and of writing, what a purse has paid for
+    _written: float = 0.0
+    _ready: float = 0.0  # the training thread's work when the present step was ready to begin
     _settled: tuple[int, float] | None = None  # step and bare seconds
     _each: Purse = field(default_factory=Purse)
     _norms: Purse = field(default_factory=Purse)
     _statistics: Purse = field(default_factory=Purse)
     _probes: Purse = field(default_factory=Purse)
-    _lasted: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # of steps that were not observed
+    _asked: Purse = field(default_factory=Purse)
+    _lasted: deque[float] = field(default_factory=lambda: deque(maxlen=15))  # bare, of steps looked at
     _steps: int = 0
     _looks: int = 0  # steps since settling that were looked at and not observed
+    _woken: bool = False  # after a rest, a step is looked at first: what a bare step takes must stay known
     _alarm_until: int = 0
     _depth: int = 0
     _timers: dict[Cause, _Timer] = field(default_factory=dict)
@@ -148,7 +171,7 @@ class Cadence:
             return True
         if self.every != "auto":
             return step % self.every == 0
-        return self._affords(_STATISTICS, step)
+        return not self._woken and self._affords(_STATISTICS, step)
 
     def probes(self, step: int, *, wanted: bool = True) -> bool:
         """Whether a step gets probes and measures too.
@@ -163,7 +186,21 @@ class Cadence:
             return step % self.probe_every == 0
         if step <= SETTLED:
             return step in SETTLING
-        return self._affords(_PROBES, step)
+        return not self._woken and (self._affords(_PROBES, step) or self.asks(step))
+
+    def asks(self, step: int) -> bool:
+        """Whether a step that gets probes gets the measures too that a user asked for.
+
+        Args:
+            step: the step to come.
+        """
+        if not self.asked or self.ranks is not None:
+            return False
+        if self.probe_every != "auto":
+            return True
+        if step <= SETTLED:
+            return step in ASKING
+        return self._asked.holds(self._left(step) * self._part)
 
     def _affords(self, work: int, step: int) -> bool:
         """Whether the budget allows a kind of work, by this process's clock or, with several, as they agreed."""
@@ -174,8 +211,12 @@ class Cadence:
     @property
     def _part(self) -> float:
         """Of the budget, what one kind of work may take."""
-        # Observed at a fixed cadence, statistics are what somebody asked for: all of the budget is the probes'.
-        return 0.5 if self.every == "auto" else 1.0
+        # Observed at a fixed cadence, statistics are what somebody wants at any cost: the budget is for the rest.
+        return 1 / (1 + (self.every == "auto") + self.asked)
+
+    @property
+    def _purses(self) -> tuple[Purse, ...]:
+        return self._each, self._norms, self._statistics, self._probes, self._asked
 
     def _purse(self, work: int) -> Purse:
         return self._statistics if work == _STATISTICS else self._probes
@@ -192,7 +233,7 @@ class Cadence:
         due = []
         for work, asked in ((_STATISTICS, self.every), (_PROBES, self.probe_every)):
             purse = self._purse(work)
-            missing = purse.spent + purse.price - limit
+            missing = purse.spent + purse.next - limit
             wait = 0 if missing <= 0 else math.ceil(missing / limit * since) if limit > 0 else GAP
             due.append(step + min(wait, GAP) if asked == "auto" else 0)
         return due[0], due[1]
@@ -203,7 +244,7 @@ class Cadence:
             return -math.inf
         if self._settled is None:
             self._settled = step, self.account.bare
-            for purse in (self._each, self._norms, self._statistics, self._probes):
+            for purse in self._purses:
                 purse.spent = 0.0
         return self.budget * (self.account.bare - self._settled[1]) - self._each.spent - self._norms.spent
 
@@ -245,42 +286,44 @@ class Cadence:
             window of an alarm, and where several ranks decide together.
         """
         ranked = self.ranks is not None and self.ranks.together
-        if self.every != "auto" or step <= SETTLED or self._alarming(step) or ranked or not self._looks:
+        if self.every != "auto" or step <= SETTLED or self._alarming(step) or ranked or self._woken or not self._looks:
             return 0
         dear = self._each.spent / self._looks
         allowed = self.budget / 3 * self._bare_step
         return min(MOST_RESTED, max(0, math.ceil(dear / allowed) - 1)) if allowed > 0 else 0
 
-    def rested(self, steps: int) -> None:
-        """Tell that steps passed unseen: their time is taken to be that of the others.
+    def rested(self, steps: int, seconds: float) -> None:
+        """Tell that steps passed unseen: each is taken to have lasted as long as those that were looked at.
 
         Args:
             steps: how many.
+            seconds: from the first one's begin to the last one's end; more than they can have lasted.
         """
-        self.account.run += steps * self._bare_step
+        self.account.run += min(steps * self._bare_step, seconds)
         self.account.rested += steps
         self._steps += steps
+        self._woken = True
 
     @property
     def _bare_step(self) -> float:
-        """Mean seconds of a step since settling, without the monitor."""
-        since = 0 if self._settled is None else self._steps - self._settled[0] + 1
-        return (self.account.bare - self._settled[1]) / since if self._settled and since > 0 else 0.0
+        """Seconds of a step without the monitor: the median of the last that were looked at."""
+        return statistics.median(self._lasted) if self._lasted else 0.0
 
     @property
     def settled(self) -> float | None:
         """The monitor's seconds over the bare steps' since settling; `None` before, and at a fixed cadence."""
         if self.every != "auto" or self._settled is None or self.account.bare <= self._settled[1]:
             return None
-        purses = (self._each, self._norms, self._statistics, self._probes)
-        return sum(purse.spent for purse in purses) / (self.account.bare - self._settled[1])
+        return sum(purse.spent for purse in self._purses) / (self.account.bare - self._settled[1])
 
     @property
     def roomy(self) -> bool:
         """Whether steps are so long (or so dear already) that tens of microseconds are nothing."""
         return self.every != "auto" or self._steps < SETTLED or self.account.run > 0.02 * self._steps
 
-    def stepped(self, *, observed: bool, probed: bool, norm: float = 0.0, lasted: float | None = None) -> None:
+    def stepped(
+        self, *, observed: bool, probed: bool, norm: float = 0.0, asked: float = 0.0, lasted: float | None = None
+    ) -> None:
         """Tell that a step is over: what was spent since the last one is the price of what was done.
 
         Calling a hook costs beside what runs in it, and leaves caches cold: an observed step that lasted longer than
@@ -290,24 +333,38 @@ class Cadence:
             observed: whether it was.
             probed: whether it had probes and measures.
             norm: seconds that the norm of all gradients took; 0 where it was not taken.
+            asked: seconds of the measures that were asked for.
             lasted: seconds from the step's first forward to its end, where that is known.
         """
         if lasted is not None:
-            booked = self._booked - self._booked_before
+            self.account.run += lasted
+            bare = lasted - (self._booked - self._ready)
             if not observed:
-                self._lasted.append(lasted - booked)
+                self._lasted.append(bare)
             elif len(self._lasted) > 4:
-                self.account.hooks += max(0.0, lasted - booked - statistics.median(self._lasted))
-        self._booked_before = self._booked
-        seconds, self._before = self.account.spent - self._before, self.account.spent
+                self.account.hooks += max(0.0, bare - self._bare_step)
+        seconds, self._paid = self._booked - self._paid, self._booked
+        later, self._written = self.account.writing - self._written, self.account.writing
         self._steps += 1
+        self._woken = False
         self.account.observed += observed
         self.account.probed += probed
         if self._settled is not None and not observed:
             self._looks += 1
         if norm:
             self._norms.pay(norm)
-        (self._probes if probed else self._statistics if observed else self._each).pay(seconds - norm)
+        if asked:
+            self._asked.pay(asked)
+        (self._probes if probed else self._statistics if observed else self._each).pay(seconds - norm - asked, later)
+
+    def ready(self, seconds: float) -> None:
+        """Tell that all is prepared for the step to come.
+
+        Args:
+            seconds: that it took, as booked.
+        """
+        self.account.run += seconds
+        self._ready = self._booked
 
     @property
     def _booked(self) -> float:

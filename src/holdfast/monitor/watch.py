@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from holdfast.core.errors import HoldfastError, WatchError
 from holdfast.core.event import Event, EventKind
 from holdfast.core.protocols import Sink
-from holdfast.core.reading import Reading
+from holdfast.core.reading import Reading, Table
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.statistic import Statistic
@@ -38,10 +38,12 @@ from holdfast.live.hooks import HookSet, all_detached
 from holdfast.live.inner import compiled_model, inner_model
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.measurable import transforming
+from holdfast.live.moment import LossFn
 from holdfast.live.ranks import talks
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract
 from holdfast.live.unseen import compiled_regions, is_compiled
+from holdfast.monitor.asked import Asked
 from holdfast.monitor.cadence import Cadence, Every
 from holdfast.monitor.drift import paired_drift
 from holdfast.monitor.first_samples import first_samples, samples_wanted
@@ -107,6 +109,9 @@ class Watch:
         sites: module paths to observe, as shell patterns; all leaves when `None`.
         mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all.
         max_elements: of one tensor, in sampled mode.
+        measures: names of measures to take beside the watch's own, at steps that have probes.
+        batch: `(inputs, targets)`, for measures that evaluate the loss.
+        loss_fn: `(output, targets)` → a scalar, for them.
         folder: where batches that broke the loss are kept; nowhere when `None`.
         guest: the model was found, not given: other guests may watch it for other optimisers, and all of them leave
             when somebody watches it who is none.
@@ -133,6 +138,9 @@ class Watch:
         sites: Sequence[str] | None = None,
         mode: Mode = "sampled",
         max_elements: int = MAX_ELEMENTS,
+        measures: Sequence[str] = (),
+        batch: tuple[Any, Any] | None = None,
+        loss_fn: LossFn | None = None,
         folder: Path | None = None,
         guest: bool = False,
         strict: bool = False,
@@ -159,7 +167,10 @@ class Watch:
         self._resting = 0  # steps still to pass unseen
         self._task = -1  # the backward pass in which the last of them was counted
         self._rests = 0  # as many as were to, in this rest
+        self._slept = 0.0  # the time at which it began
+        self._asking = False  # whether the step gets the measures that were asked for
         self._norm_seconds = 0.0
+        self._asked_seconds = 0.0
         self._handed = 0.0
         self._waiting: list[StepRecord] = []  # for the store: many at once, of steps that were not observed
         self._closed = True  # until everything is in place
@@ -182,7 +193,8 @@ class Watch:
         self._to_cut = samples_wanted(probe) or 0
 
         _check(self._model, optimizer)
-        self._cadence = Cadence(every, budget, probe_every)
+        self._asked = Asked(measures, self._model, batch=batch, loss_fn=loss_fn, stream=stream)
+        self._cadence = Cadence(every, budget, probe_every, asked=bool(self._asked))
         self._parameters = Parameters(self._model, optimizer, stream)
         self._tree = ModuleTree(self._model, optimizer)
         self._patterns = sites
@@ -205,6 +217,8 @@ class Watch:
         self._ranks = Ranks(model, key=stream, options=options, scales=scales, rescale=rescale)
         if self._ranks.world > 1:
             self._cadence.ranks = self._ranks
+            if self._asked:
+                self._note(f"not taken in a distributed run: {', '.join(measures)}")
         self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
         for other in _guests(self._model) if not guest else []:
             other.close()
@@ -376,6 +390,8 @@ class Watch:
             self._guard("non-finite replay", self._locate, loss)
         if self._probing:
             self._guard("parameters", self._parameters.hold)
+        if self._asking:
+            self._guard("measures asked for", self._asked.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._resting:
@@ -406,13 +422,17 @@ class Watch:
         account.writing = self.sink.seconds
         began, self._began = self._began, None
         lasted = None if began is None else time.perf_counter() - began
-        self._cadence.stepped(observed=self._observing, probed=self._probing, norm=self._norm_seconds, lasted=lasted)
-        self._norm_seconds = 0.0
+        self._cadence.stepped(
+            observed=self._observing,
+            probed=self._probing,
+            norm=self._norm_seconds,
+            asked=self._asked_seconds,
+            lasted=lasted,
+        )
+        self._norm_seconds = self._asked_seconds = 0.0
         self._call = None  # the batch must not be taken for a later step's, nor be kept alive
         self._passed = False
         self._next()
-        if began is not None:
-            account.run += time.perf_counter() - began
 
     def _step_skipped(self) -> None:
         """The gradient scaler found an infinity and let this model's step fall: forget what was seen for it."""
@@ -425,18 +445,22 @@ class Watch:
             self._observer.begin(self._random.random(), whole=self._probing)
 
     def _next(self) -> None:
-        self._observing = self._probing = False
+        booked = self._cadence.account.hooks
+        self._observing = self._probing = self._asking = False
         self._guard("cadence", self._prepare_next)
-        for reason in self._ranks.told:
-            self._note(reason)
-        if not self._observing:
-            self._observer.detach()
-            rest = 0 if self._logs or self._closed else self._cadence.rest(self._step + 1)
-            if rest:
-                self._rests = self._resting = rest
-                self._flush()
-                self._root_hooks.detach()
-                TAP.rest(self)
+        with self._cadence.timed("hooks"):
+            for reason in self._ranks.told:
+                self._note(reason)
+            if not self._observing:
+                self._observer.detach()
+                rest = 0 if self._logs or self._closed else self._cadence.rest(self._step + 1)
+                if rest:
+                    self._rests = self._resting = rest
+                    self._slept = time.perf_counter()
+                    self._flush()
+                    self._root_hooks.detach()
+                    TAP.rest(self)
+        self._cadence.ready(self._cadence.account.hooks - booked)
 
     def _rest(self, optimizer: Optimizer) -> None:
         """A step passes unseen; after the last one the hooks come back."""
@@ -456,7 +480,7 @@ class Watch:
         return counted
 
     def _wake(self) -> None:
-        self._cadence.rested(self._rests - self._resting)
+        self._cadence.rested(self._rests - self._resting, time.perf_counter() - self._slept)
         self._resting = 0
         TAP.wake(self)
         self._root_hooks.attach()
@@ -465,6 +489,7 @@ class Watch:
         with self._cadence.timed("hooks"):
             values = self._values(closure)
         readings: list[Reading] = []
+        asked: list[Reading | Table] = []
         summaries: dict[Site, Any] = {}
         channels: dict[Site, Any] = {}
         if self._observing:
@@ -475,6 +500,8 @@ class Watch:
             self._guard("structure", self._rescan)
             if self._probing:
                 readings = self._measured(seen, gradients, self._observer.normalised)
+            if self._asking:
+                asked = self._measures_asked_for()
             with self._cadence.timed("measures"):
                 summaries, channels = self._statistics(seen, gradients)
             self._tell_unread()
@@ -485,7 +512,8 @@ class Watch:
             values,
             summaries,
             channels,
-            tuple(readings),
+            (*readings, *(each for each in asked if isinstance(each, Reading))),
+            tuple(each for each in asked if isinstance(each, Table)),
             events=tuple(self._events),
             # The first step stays as it was: how training began is asked long after.
             pinned=self._step == 1 or self._cadence.alarmed(self._step),
@@ -507,6 +535,20 @@ class Watch:
         if self._fixed is not None and may.fixed:
             readings += self._guard("fixed probe", self._fixed.read, self._step) or []
         return readings
+
+    def _measures_asked_for(self) -> list[Reading | Table]:
+        begin = time.perf_counter()
+        with self._cadence.timed("measures"), all_detached():
+            found = self._asked.take(
+                self._step,
+                call=self._call if self._call is not None and self._call.intact else None,
+                optimizer=self._optimizer,
+                structure=self._structure,
+                guard=self._guard,
+                note=self._note,
+            )
+        self._asked_seconds = time.perf_counter() - begin
+        return found
 
     def _unscaled(self, gradient: Gradient) -> Statistic:
         """Of the gradient of the loss that the parameters follow, which several ranks share."""
@@ -531,16 +573,19 @@ class Watch:
         # Asked even when there is nothing left to observe with: the other ranks wait for the answer.
         if not self._cadence.wants(self._step + 1) or "step" in self._broken:
             return
-        self._guard("structure", self._rescan)
+        with self._cadence.timed("hooks"):
+            self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
+        self._asking = self._probing and self._cadence.asks(self._step + 1)
         if self._probing and self._fixed is not None:
             # Asked by all, whatever this rank holds: they may differ after a failure.
             wanted = not self._fixed.holds(self._step) and "fixed probe" not in self._broken
             if self._ranks.ready(self._step + 1, wanted) == (True,):
                 self._guard("fixed probe", self._fixed.hold, self._step)
-        self._observer.begin(self._random.random(), whole=self._probing)
-        self._evals = 0
-        self._observer.attach()
+        with self._cadence.timed("hooks"):
+            self._observer.begin(self._random.random(), whole=self._probing)
+            self._evals = 0
+            self._observer.attach()
         self._observing = True
 
     # Parts of an observed step
