@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     # the loop
     from holdfast.api import LiveRun as LiveRun
     from holdfast.api import Run as Run
-    from holdfast.api import convert as convert
-    from holdfast.api import cure as cure
     from holdfast.api import diagnose as diagnose
     from holdfast.api import explain as explain
-    from holdfast.api import preflight as preflight
     from holdfast.api import prescribe as prescribe
-    from holdfast.api import prove as prove
     from holdfast.api import watch as watch
+    from holdfast.clinic.convert import convert as convert
+    from holdfast.clinic.cure import cure as cure
+    from holdfast.clinic.preflight import preflight as preflight
+    from holdfast.clinic.prove import prove as prove
 
     # errors
     from holdfast.core.errors import HoldfastError as HoldfastError
@@ -39,6 +39,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _FAMILIES = ("measures", "norms")
+_ELSEWHERE = {
+    "HoldfastError": "core.errors",
+    "convert": "clinic.convert",
+    "cure": "clinic.cure",
+    "preflight": "clinic.preflight",
+    "prove": "clinic.prove",
+}
+"""Public names that are not the facade's, and where they are."""
 
 
 def __getattr__(name: str) -> Any:
@@ -47,7 +55,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"holdfast.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
-    return getattr(import_module("holdfast.core.errors" if name == "HoldfastError" else "holdfast.api"), name)
+    return getattr(import_module(f"holdfast.{_ELSEWHERE.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,11 @@
-"""The facade behind `import holdfast as hf`: joins the monitor, the store, the diagnosis and the report."""
+"""The facade behind `import holdfast as hf`: joins the monitor, the store, the diagnosis and the report.
+
+What a watch does not need loads with its first use: a run must not begin half a second later for a report at its end.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -16,32 +20,25 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.clinic.convert import convert as convert
-from holdfast.clinic.cure import Cure
-from holdfast.clinic.cure import cure as cure
-from holdfast.clinic.preflight import preflight as preflight
-from holdfast.clinic.prescribe import Prescription
-from holdfast.clinic.prescribe import prescribe as prescribe_for
-from holdfast.clinic.proof import Proof
-from holdfast.clinic.prove import prove as prove
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading, Table
-from holdfast.diagnosis.diagnose import diagnose as ask
 from holdfast.live.moment import LossFn
 from holdfast.measures import OFFLINE, WATCHABLE
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.observer import MAX_ELEMENTS
 from holdfast.monitor.watch import Mode, Watch
-from holdfast.norms.examples import examples
-from holdfast.norms.sketch import text_sketch
 from holdfast.store.ranks import MergedRun, open_run
 from holdfast.store.reader import RunReader
 from holdfast.store.writer import RunWriter
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from holdfast.clinic.cure import Cure
+    from holdfast.clinic.prescribe import Prescription
+    from holdfast.clinic.proof import Proof
 
 StrPath = str | PathLike[str]
 
@@ -330,6 +327,8 @@ def diagnose(run: Run | StrPath | History) -> Diagnosis:
     Raises:
         RunError: there is no readable run.
     """
+    from holdfast.diagnosis.diagnose import diagnose as ask
+
     if isinstance(run, Run):
         return ask(run.history)
     if isinstance(run, str | PathLike):
@@ -356,6 +355,8 @@ def prescribe(
         RunError: there is no readable run.
         SurgeryError: the model is not the one diagnosed.
     """
+    from holdfast.clinic.prescribe import prescribe as prescribe_for
+
     found = run if isinstance(run, Diagnosis) else diagnose(run)
     return prescribe_for(found, model, optimizer, batch=batch)
 
@@ -399,6 +400,7 @@ def card_names() -> dict[str, list[str]]:
 _FAMILIES = {"diagnosis": "rule", "measures": "measure", "treatments": "treatment", "norms": "normaliser"}
 
 
+@functools.cache
 def _cards(family: str) -> dict[str, str]:
     """Names and cards of a family: the docstring of a class, or of a measure's file."""
     package = importlib.import_module(f"holdfast.{family}")
@@ -412,6 +414,8 @@ def _cards(family: str) -> dict[str, str]:
         )
         cards = {file.QUANTITY.name: inspect.getdoc(file) for file in files if hasattr(file, "QUANTITY")}
     else:
+        from holdfast.norms.examples import examples
+
         cards = {name: inspect.getdoc(member) for name, member in vars(package).items() if inspect.isclass(member)}
         shown = examples()
         cards = {name: f"{card}{_axes(shown.get(name))}" for name, card in cards.items() if card}
@@ -420,6 +424,8 @@ def _cards(family: str) -> dict[str, str]:
 
 def _by_short_name(cards: dict[str, str]) -> dict[str, str]:
     """Cards of normalisers by their names in `make`."""
+    from holdfast.norms.examples import examples
+
     kinds = {name: type(module).__name__ for name, module in examples().items()}
     return {name: cards[kind] for name, kind in kinds.items() if kind in cards}
 
@@ -428,5 +434,7 @@ def _axes(module: Any) -> str:
     """Formula and axes of a normaliser as the end of its card."""
     if module is None:
         return ""
+    from holdfast.norms.sketch import text_sketch
+
     picture = indent(text_sketch(module.spec), "    ")
     return f"\n\n{module.spec.formula}\n\nCells that share a statistic with the first one:\n{picture}"

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from holdfast.api import cure, watch
-from holdfast.clinic.cure import Cure
+from holdfast.api import watch
+from holdfast.clinic.cure import Cure, cure
 from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.lab.dataset import Dataset
