@@ -26,7 +26,7 @@ from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "rank_window", "ratio", "resampling", "spectrum", "student"}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -61,6 +61,7 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
     measure = function_of(name)
     x, y, seen = batch(seed)
     where = {"site": SITE, "step": 3}
+    window = family.parts_of(draw(seed, 90, 6) * torch.arange(6.0))
     drifts = [norm(abs(float(value)) + 1e-3) for value in draw(seed, 6)]
     makers: dict[str, Callable[[], Reading | None]] = {
         "parameter-drift": lambda: measure(x, y, **where, lag=1),
@@ -82,6 +83,9 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
+        "effective-rank": lambda: measure(window, **where),
+        "participation-ratio": lambda: measure(window, **where),
+        "variance-rank": lambda: measure(window, **where),
     }
     return [makers[name]()]
 

@@ -9,7 +9,7 @@ import torch
 
 import holdfast.stats
 from holdfast.core.statistic import Statistic
-from holdfast.stats import Features, PairedDifference, Summary, observe
+from holdfast.stats import Covariance, Features, PairedDifference, Summary, observe
 
 STATISTICS = [
     member for member in vars(holdfast.stats).values() if isinstance(member, type) and hasattr(member, "COLUMNS")
@@ -29,7 +29,11 @@ def _sample(kind, seed):
     if kind is PairedDifference:
         still = Features(torch.zeros(12, 3), seen.features.sd, seen.features.mean, seen.features.rms)
         return PairedDifference.of(still, Features(torch.randn(12, 3), still.sd, still.mean, still.rms))
-    candidates = [seen.summary, seen.channels]
+    candidates = [
+        seen.summary,
+        seen.channels,
+        Covariance.of(torch.randn(12, 3, generator=torch.Generator().manual_seed(seed))),
+    ]
     candidates += [getattr(seen.summary, field.name) for field in dataclasses.fields(Summary)]
     return next(each for each in candidates if isinstance(each, kind))
 

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 from holdfast.core.errors import StatisticError
 from holdfast.kernels import compiler
 from holdfast.stats.channels import ChannelMoments
+from holdfast.stats.covariance import Covariance
 from holdfast.stats.features import Features
 from holdfast.stats.observation import observe
 from holdfast.stats.paired_difference import PairedDifference
@@ -150,6 +151,18 @@ def test_paired_differences_merge(a, b, c):
         np.testing.assert_allclose(each.mean, together.mean, rtol=1e-12, atol=1e-14 * size)
         np.testing.assert_allclose(each.m2, together.m2, rtol=1e-10, atol=1e-12 * size**2 * together.n)
     assert difference(a) + PairedDifference.empty(3) == difference(a)
+
+
+@EXAMPLES
+@given(FINITE, FINITE, FINITE)
+def test_covariances_merge_and_come_apart(a, b, c):
+    x, y, z, together = (Covariance.of(each) for each in (a, b, c, torch.cat([a, b, c])))
+    size = size_of(a, b, c)
+    for each in ((x + y) + z, x + (y + z), (z + x) + y, (x + y + z + z) - z):
+        assert each.count == together.count
+        np.testing.assert_allclose(each.mean, together.mean, rtol=1e-12, atol=1e-14 * size)
+        np.testing.assert_allclose(each.m2, together.m2, rtol=1e-10, atol=1e-12 * size**2 * together.count)
+    assert x + Covariance.of(a[:0]) == x == Covariance.of(a[:0]) + x
 
 
 @given(st.integers(-5, 5), st.integers(-5, 5))

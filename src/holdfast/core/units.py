@@ -22,6 +22,8 @@ class Unit(StrEnum):
     """The tensor's own unit."""
     LOSS = "loss"
     """The unit of the user's loss."""
+    DIMENSIONS = "dimensions"
+    """How many directions of feature space."""
     COUNT = "count"
     STEPS = "steps"
     SETTING = "setting"

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.structure import Structure
 from holdfast.live.replay import Call
@@ -55,6 +56,27 @@ class Moment:
         if need == "loss":
             return self.batch is not None and self.loss_fn is not None
         return getattr(self, need) is not None
+
+    @property
+    def forward(self) -> Call:
+        """The forward just trained on, for a measure that repeats it.
+
+        Raises:
+            InputError: it was not kept, or its batch was changed in place since.
+        """
+        if self.call is None:
+            raise InputError(
+                "a moment with the forward to repeat",
+                "call=None",
+                "keep it when the batch is known: Moment(model, step, call=record_call((batch,), {}))",
+            )
+        if not self.call.intact:
+            raise InputError(
+                "the batch that the forward was given",
+                "one that was changed in place since",
+                "give the model a copy: model(batch.clone())",
+            )
+        return self.call
 
 
 Take = Callable[[Moment], Sequence[Reading | Table]]

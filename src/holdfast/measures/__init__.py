@@ -31,6 +31,10 @@ from holdfast.measures.drift_amplification import QUANTITY as _drift_amplificati
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
+
+# rank: over how many directions features spread
+from holdfast.measures.effective_rank import QUANTITY as _effective_rank
+from holdfast.measures.effective_rank import effective_rank as effective_rank
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
@@ -41,6 +45,9 @@ from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.participation_ratio import QUANTITY as _participation_ratio
+from holdfast.measures.participation_ratio import participation_ratio as participation_ratio
+from holdfast.measures.rank_window import RankWindow as RankWindow
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
@@ -51,10 +58,13 @@ from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+from holdfast.measures.spectrum import parts_of as parts_of
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
+from holdfast.measures.variance_rank import QUANTITY as _variance_rank
+from holdfast.measures.variance_rank import variance_rank as variance_rank
 from holdfast.measures.weight_norm import QUANTITY as _weight_norm
 from holdfast.measures.weight_norm import weight_norm as weight_norm
 
@@ -80,10 +90,19 @@ QUANTITIES: dict[str, Quantity] = {
         _batch_noise,
         _train_eval_gap,
         _running_lag,
+        _effective_rank,
+        _participation_ratio,
+        _variance_rank,
     )
 }
 
-WATCHABLE: dict[str, Watchable] = {}
+_rank = Watchable(RankWindow, frozenset({"call"}))
+
+WATCHABLE: dict[str, Watchable] = {
+    "effective-rank": _rank,
+    "participation-ratio": _rank,
+    "variance-rank": _rank,
+}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}

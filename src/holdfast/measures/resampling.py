@@ -84,20 +84,21 @@ def floor_of(replicates: Float64[ndarray, replicates]) -> float:
     return value + 1e-9 * abs(value)
 
 
-def group_sizes(n: int) -> Int64[ndarray, groups]:
-    """How many samples each group holds: one each up to `GROUPS` samples, then near-equal runs of neighbours.
+def group_sizes(n: int, most: int = GROUPS) -> Int64[ndarray, groups]:
+    """How many samples each group holds: one each up to `most` samples, then near-equal runs of neighbours.
 
     Args:
         n: how many samples.
+        most: how many groups at most.
 
     Returns:
-        At most `GROUPS` sizes, their sum `n`.
+        At most `most` sizes, their sum `n`.
 
     Example:
         >>> group_sizes(3).tolist(), sorted(set(group_sizes(200).tolist())), len(group_sizes(200))
         ([1, 1, 1], [3, 4], 64)
     """
-    groups = min(n, GROUPS)
+    groups = min(n, most)
     return np.diff(np.arange(groups + 1) * n // max(groups, 1)).astype(np.int64)
 
 

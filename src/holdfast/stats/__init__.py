@@ -7,6 +7,7 @@ from holdfast.stats.batch_statistics import BatchStatistics as BatchStatistics
 from holdfast.stats.batch_statistics import Running as Running
 from holdfast.stats.channels import ChannelMoments as ChannelMoments
 from holdfast.stats.counts import Counts as Counts
+from holdfast.stats.covariance import Covariance as Covariance
 from holdfast.stats.extremes import Extremes as Extremes
 from holdfast.stats.features import Features as Features
 from holdfast.stats.moments import Moments as Moments
