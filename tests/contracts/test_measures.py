@@ -19,6 +19,7 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
+from holdfast.live.attention import Attended
 from holdfast.measures import QUANTITIES
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
@@ -26,7 +27,20 @@ from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "rank_window", "ratio", "resampling", "spectrum", "student"}
+HELPERS = {
+    "activation_window",
+    "attention_rows",
+    "depth_slope",
+    "distance",
+    "l2_norm",
+    "pairing",
+    "rank_window",
+    "ratio",
+    "resampling",
+    "spectrum",
+    "student",
+    "wilson",
+}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -62,6 +76,8 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
     x, y, seen = batch(seed)
     where = {"site": SITE, "step": 3}
     window = family.parts_of(draw(seed, 90, 6) * torch.arange(6.0))
+    p = draw(seed, 4, 2, 5).sigmoid()
+    attended = Attended(SITE, p, p, 5)
     drifts = [norm(abs(float(value)) + 1e-3) for value in draw(seed, 6)]
     makers: dict[str, Callable[[], Reading | None]] = {
         "parameter-drift": lambda: measure(x, y, **where, lag=1),
@@ -83,6 +99,9 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
+        "gate-saturation": lambda: measure(seen.summary, **where, samples=16),
+        "attention-saturation": lambda: measure(attended, **where),
+        "attention-entropy": lambda: measure(attended, **where),
         "effective-rank": lambda: measure(window, **where),
         "participation-ratio": lambda: measure(window, **where),
         "variance-rank": lambda: measure(window, **where),

@@ -78,7 +78,8 @@ def test_transformer_layer(training):
     )
     assert FunctionalCall("relu", "", "linear1") in structure.functional
     assert structure.not_seen[0] == (
-        "the attention scores and the output projection inside nn.MultiheadAttention: self_attn"
+        "the output projection and, but for the measure attention-saturation, the attention scores inside "
+        "nn.MultiheadAttention: self_attn"
     )
     assert structure.module("self_attn").leaf
     assert not structure.module("self_attn.out_proj").leaf
@@ -99,7 +100,9 @@ def test_recurrent_layers_say_what_is_hidden(kind):
 
     structure = seen(Tagger(), torch.randn(2, 5, 3))
     assert structure.edges == (("", "rnn"), ("rnn", "head"))
-    assert structure.not_seen == ("the gates and the steps in time inside nn.LSTM, nn.GRU or nn.RNN: rnn",)
+    assert structure.not_seen == (
+        "the steps in time and, but for the measure gate-saturation, the gates inside nn.LSTM, nn.GRU or nn.RNN: rnn",
+    )
     assert structure.module("rnn").settings["hidden_size"] == 4
 
 

@@ -13,6 +13,7 @@ from holdfast.live.replay import record_call
 from holdfast.live.structure import extract
 from holdfast.monitor.observer import Observer, Roles, roles
 from holdfast.monitor.site_readings import Past, site_readings
+from holdfast.norms.dynamic_tanh import DynamicTanh
 from holdfast.report.layers import layer_rows
 from holdfast.store.memory import MemoryRun
 
@@ -122,6 +123,21 @@ def test_what_a_functional_rectifier_takes_keeps_its_own_statistics():
     assert seen.summary.moments.mean == pytest.approx(expected.mean().item(), rel=1e-5)
     assert seen.channels.zeros.sum() == 0
     assert seen.rectified.zeros.tolist() == (expected <= 0).sum(0).tolist()
+
+
+def test_the_threshold_of_a_dynamic_tanh_moves_with_its_slope():
+    model = nn.Sequential(DynamicTanh(16, alpha=0.5))
+    leaves, batch = observed_leaves(model), 9 * normal(8, 16)
+    observer = Observer(leaves, stream="net", max_elements=None, roles=roles(leaves, extract(model)), failed=_raise)
+    observer.attach()
+    for alpha in (0.5, 0.1, -2.0, 0.0):
+        with torch.no_grad():
+            model[0].alpha.fill_(alpha)
+        observer.begin(0.0)
+        model(batch)
+        counts = observer.observations[Site("0", "input")].summary.counts
+        assert counts.beyond == int((alpha * batch).abs().gt(2.17779).sum())
+    observer.close()
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -1,5 +1,11 @@
 """The only code that touches a live model: hooks, structure, replay, surgery."""
 
+# what is inside activations, attention and recurrent layers
+from holdfast.live.activations import Activated as Activated
+from holdfast.live.activations import Activations as Activations
+from holdfast.live.attention import Attended as Attended
+from holdfast.live.attention import Attentions as Attentions
+
 # models found by their optimiser
 from holdfast.live.discover import Registry as Registry
 from holdfast.live.discover import models_of as models_of
@@ -14,6 +20,7 @@ from holdfast.live.hooks import on_gradient as on_gradient
 
 # which modules are observed, and how their tensors lie
 from holdfast.live.inner import inner_model as inner_model
+from holdfast.live.inputs import read_inputs as read_inputs
 from holdfast.live.layout import Layout as Layout
 from holdfast.live.layout import Sampling as Sampling
 from holdfast.live.layout import block as block
@@ -52,6 +59,7 @@ from holdfast.live.ranks import copies as copies
 from holdfast.live.ranks import talks as talks
 from holdfast.live.ranks import this_rank as this_rank
 from holdfast.live.ranks import world_size as world_size
+from holdfast.live.recurrent import unrolled as unrolled
 from holdfast.live.replay import Autocast as Autocast
 from holdfast.live.replay import Call as Call
 from holdfast.live.replay import record_call as record_call

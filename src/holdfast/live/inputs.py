@@ -1,9 +1,10 @@
-"""`read_inputs`: what every leaf layer is given, in one forward pass repeated without a trace."""
+"""`read_inputs`: what every leaf layer is given, in one pass repeated; `Lays`: how the tensors of a pass lie."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,11 +49,20 @@ def read_inputs(
     sources: dict[str, tuple[str, ...]] = {}
     if structure is not None:
         sources = {path: structure.sources(path) for path in structure.order}
-    listener = _Listener(reader, stream, sources, is_time_first(inner))
+    lays, calls = Lays(inner), dict[str, int]()
+
+    def before(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for leaf, tensor, layout in lays.given(path, module, (args, kwargs) if kwargs else args, sources.get(path, ())):
+            reader(Site(path, "input", stream, leaf, calls.get(path, 0)), tensor, layout)
+
+    def behind(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[path] = calls.get(path, 0) + 1
+        lays.gave(path, module, output)
+
     hooks = HookSet()
     for path, module in observed_leaves(inner):
-        hooks.pre(module, listener.before(path))
-        hooks.post(module, listener.behind(path))
+        hooks.pre(module, partial(before, path))
+        hooks.post(module, partial(behind, path))
     with hooks:
         replay(model, call)
 
@@ -68,54 +78,89 @@ def is_time_first(model: nn.Module) -> bool:
     return {bool(module.batch_first) for module in model.modules() if isinstance(module, kinds)} == {False}
 
 
-class _Listener:
-    """Knows how the tensors of one pass lie, from the layers that gave them."""
+class Lays:
+    """How the tensors of one pass lie: layers that work element by element take over what the layers before them did.
 
-    def __init__(self, reader: Reader, stream: str, sources: Mapping[str, tuple[str, ...]], time_first: bool) -> None:
-        self._reader, self._stream, self._sources, self._time_first = reader, stream, sources, time_first
-        self._calls: dict[str, int] = {}
-        self._inputs: dict[str, tuple[Layout, Tensor]] = {}
+    Args:
+        model: whose pass it is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._time_first = is_time_first(model)
+        self._inputs: dict[str, tuple[Layout, tuple[int, ...]]] = {}
         self._outputs: dict[str, tuple[Layout, tuple[int, ...]]] = {}
         self._made: dict[int, tuple[weakref.ref[Tensor], Layout]] = {}
 
-    def before(self, path: str) -> Callable[..., None]:
-        def pre(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for leaf, tensor in named_tensors((args, kwargs) if kwargs else args):
-                layout = self._layout(module, tensor, leaf, self._inherited(path, tensor))
-                if layout is None:
-                    continue
+    def given(
+        self, path: str, module: nn.Module, inputs: Any, sources: Iterable[str] = ()
+    ) -> Iterator[tuple[str, Tensor, Layout]]:
+        """What a layer that is about to run is given.
+
+        Args:
+            path: of the layer.
+            module: the layer.
+            inputs: its arguments.
+            sources: paths of the layers that feed it, where they are known.
+
+        Yields:
+            Leaf path, tensor and layout of each tensor that has statistics.
+        """
+        for leaf, tensor in named_tensors(inputs):
+            layout = self._layout(module, tensor, leaf, self.inherited(tensor, sources))
+            if layout is not None:
                 if leaf in ("", "0"):
-                    self._inputs[path] = layout, tensor
-                self._reader(Site(path, "input", self._stream, leaf, self._calls.get(path, 0)), tensor, layout)
+                    self._inputs[path] = layout, tuple(tensor.shape)
+                yield leaf, tensor, layout
 
-        return pre
+    def gave(self, path: str, module: nn.Module, output: Any) -> None:
+        """Note what a layer gave.
 
-    def behind(self, path: str) -> Callable[..., None]:
-        def post(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._calls[path] = self._calls.get(path, 0) + 1
-            given = self._inputs.pop(path, None)
-            for leaf, tensor in named_tensors(output):
-                same = given is not None and _fits(given[0], given[1].shape, tensor)
-                layout = self._layout(module, tensor, leaf, given[0] if given is not None and same else None)
-                if layout is not None:
-                    self._outputs[path] = layout, tuple(tensor.shape)
-                    self._made[id(tensor)] = weakref.ref(tensor), layout
+        Args:
+            path: of the layer.
+            module: the layer.
+            output: of its forward.
+        """
+        given = self._inputs.pop(path, None)
+        for leaf, tensor in named_tensors(output):
+            inherited = given[0] if given is not None and _fits(*given, tensor) else None
+            layout = self._layout(module, tensor, leaf, inherited)
+            if layout is not None:
+                self._outputs[path] = layout, tuple(tensor.shape)
+                self._made[id(tensor)] = weakref.ref(tensor), layout
 
-        return post
+    def inherited(self, tensor: Tensor, sources: Iterable[str]) -> Layout | None:
+        """How the very tensor lay when it was made; else how the outputs of its sources lie, where they agree.
+
+        Args:
+            tensor: any.
+            sources: paths of the layers that it comes from.
+        """
+        known = self._made.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        outputs = (self._outputs[source] for source in sources if source in self._outputs)
+        layouts = {lay[0] for lay in outputs if _fits(*lay, tensor)}
+        return layouts.pop() if len(layouts) == 1 else None
+
+    def of(self, tensor: Tensor, sources: Iterable[str]) -> Layout | None:
+        """How a tensor lies that a function takes or gives.
+
+        Args:
+            tensor: any.
+            sources: paths of the layers that it comes from.
+
+        Returns:
+            The layout, `None` for a tensor without statistics.
+        """
+        return self._layout(_NO_LAYER, tensor, "", self.inherited(tensor, sources))
 
     def _layout(self, module: nn.Module, tensor: Tensor, leaf: str, inherited: Layout | None) -> Layout | None:
         if unmeasured(tensor) is not None or not tensor.numel():
             return None
         return layout_of(module, tensor, inherited, leaf=leaf, time_first=self._time_first)
 
-    def _inherited(self, path: str, tensor: Tensor) -> Layout | None:
-        """How the very tensor lay when it was made; else how the outputs of the layer's sources lie."""
-        known = self._made.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        outputs = [self._outputs[source] for source in self._sources.get(path, ()) if source in self._outputs]
-        layouts = {layout for layout, shape in outputs if _fits(layout, shape, tensor)}
-        return layouts.pop() if len(layouts) == 1 and len(outputs) > 0 else None
+
+_NO_LAYER = nn.Identity()
 
 
 def _fits(layout: Layout, shape: tuple[int, ...], tensor: Tensor) -> bool:

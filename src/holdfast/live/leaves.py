@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.live.inner import inner_model
 
@@ -108,7 +108,8 @@ def saturation_threshold(activation: nn.Module | str) -> float | None:
         activation: a module, or the name of a function as `Structure.functional` gives it (`"sigmoid"`, `"tanh_"`).
 
     Returns:
-        The threshold in the unit of the activation's input, `None` for an activation without two flat ends.
+        The threshold in the unit of the activation's input, `None` for an activation without two flat ends. That of a
+        dynamic tanh (see `slope_of`) is the present one.
 
     Example:
         >>> round(saturation_threshold(nn.Sigmoid()), 3), round(saturation_threshold("tanh"), 3)
@@ -120,7 +121,29 @@ def saturation_threshold(activation: nn.Module | str) -> float | None:
         return SATURATED_SIGMOID
     if isinstance(activation, nn.Tanh) or activation in ("tanh", "tanh_"):
         return SATURATED_TANH
-    return None
+    slope = None if isinstance(activation, str) else slope_of(activation)
+    if slope is None:
+        return None
+    alpha = abs(slope.item())
+    return SATURATED_TANH / alpha if alpha else math.inf
+
+
+def slope_of(activation: nn.Module) -> Tensor | None:
+    """The learnt α of a layer that gives tanh(α x): ours and the paper's own `DynamicTanh`, known by name.
+
+    Args:
+        activation: any module.
+
+    Returns:
+        α, a single number; `None` for any other layer.
+
+    Example:
+        >>> slope_of(nn.Tanh()) is None
+        True
+    """
+    alpha = activation._parameters.get("alpha")
+    known = any(kind.__name__ == "DynamicTanh" for kind in type(activation).__mro__)
+    return alpha.detach() if known and alpha is not None and alpha.numel() == 1 else None
 
 
 def is_rectifier(activation: nn.Module | str) -> bool:

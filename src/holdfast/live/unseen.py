@@ -60,9 +60,11 @@ def _fused(model: nn.Module, flow: Flow) -> Iterator[str]:
     attention = [path for path, module in _ran(model, flow) if isinstance(module, nn.MultiheadAttention)]
     recurrent = [path for path, module in _ran(model, flow) if isinstance(module, nn.RNNBase)]
     if attention:
-        yield f"the attention scores and the output projection inside nn.MultiheadAttention: {_list(attention)}"
+        what = "the output projection and, but for the measure attention-saturation, the attention scores"
+        yield f"{what} inside nn.MultiheadAttention: {_list(attention)}"
     if recurrent:
-        yield f"the gates and the steps in time inside nn.LSTM, nn.GRU or nn.RNN: {_list(recurrent)}"
+        what = "the steps in time and, but for the measure gate-saturation, the gates"
+        yield f"{what} inside nn.LSTM, nn.GRU or nn.RNN: {_list(recurrent)}"
     for name, what in FUSED.items():
         owners = [call.owner for call in flow.functional if call.name == name]
         if owners:

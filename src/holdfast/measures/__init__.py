@@ -7,6 +7,14 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading, Table
 from holdfast.live.moment import Watchable
 
+# activations and attention: where nothing comes through
+from holdfast.measures.activation_window import ActivationWindow as ActivationWindow
+from holdfast.measures.attention_entropy import QUANTITY as _attention_entropy
+from holdfast.measures.attention_entropy import attention_entropy as attention_entropy
+from holdfast.measures.attention_rows import take as _take_attention
+from holdfast.measures.attention_saturation import QUANTITY as _attention_saturation
+from holdfast.measures.attention_saturation import attention_saturation as attention_saturation
+
 # gradient flow and updates
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
 from holdfast.measures.backward_gain import backward_gain as backward_gain
@@ -35,6 +43,8 @@ from holdfast.measures.drift_gain import drift_gain as drift_gain
 # rank: over how many directions features spread
 from holdfast.measures.effective_rank import QUANTITY as _effective_rank
 from holdfast.measures.effective_rank import effective_rank as effective_rank
+from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
+from holdfast.measures.gate_saturation import gate_saturation as gate_saturation
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
@@ -82,6 +92,9 @@ QUANTITIES: dict[str, Quantity] = {
         _signal_spread,
         _saturated_fraction,
         _dead_units,
+        _gate_saturation,
+        _attention_saturation,
+        _attention_entropy,
         _backward_gain,
         _gradient_norm,
         _gradient_slope,
@@ -97,11 +110,18 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 _rank = Watchable(RankWindow, frozenset({"call"}))
+_activations = Watchable(ActivationWindow, frozenset({"call"}))
+_attention = Watchable(_take_attention, frozenset({"call"}))
 
 WATCHABLE: dict[str, Watchable] = {
     "effective-rank": _rank,
     "participation-ratio": _rank,
     "variance-rank": _rank,
+    "saturated-fraction": _activations,
+    "dead-units": _activations,
+    "gate-saturation": _activations,
+    "attention-saturation": _attention,
+    "attention-entropy": _attention,
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 

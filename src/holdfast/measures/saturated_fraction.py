@@ -1,7 +1,7 @@
 """Saturated fraction: the share of pre-activations at which the non-linearity is flat.
 
     fraction of finite z with |z| > threshold: g′(z) below 5 % of its maximum
-    (sigmoid: |z| > 4.357, tanh: |z| > 2.178)
+    (sigmoid: |z| > 4.357, tanh: |z| > 2.178, dynamic tanh: |αx| > 2.178)
 
 What it sees:
     How much of a layer's input to a saturating non-linearity lies on its flat ends. The threshold is the caller's
@@ -12,10 +12,11 @@ Why it matters:
     hardly learn from that sample.
 
 When it is wrong:
-    Gates of recurrent cells and softmax outputs are allowed to saturate. A unit may be saturated on most samples and
-    useful on the others. The interval takes samples as independent and, within a sample, anything: a share within a
-    sample lies between 0 and 1 and varies at most as one coin toss would, so that it is too wide rather than too
-    narrow where units saturate independently.
+    Gates of recurrent cells and softmax outputs are allowed to saturate and have measures of their own
+    (gate-saturation, attention-saturation). A unit may be saturated on most samples and useful on the others. The
+    interval takes samples as independent and, within a sample, anything: a share within a sample lies between 0 and 1
+    and varies at most as one coin toss would, so that it is too wide rather than too narrow where units saturate
+    independently.
 
 Example:
     >>> summary = Summary.empty()
@@ -29,18 +30,16 @@ Example:
 
 References:
     Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", section 3.
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference" (the interval).
+    Zhu et al. 2025, "Transformers without normalization" (dynamic tanh).
 """
 
 from __future__ import annotations
-
-import math
 
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures.student import NORMAL_975
+from holdfast.measures.wilson import wilson
 from holdfast.stats.summary import Summary
 
 QUANTITY = Quantity(
@@ -72,13 +71,5 @@ def saturated_fraction(current: Summary, *, site: Site, step: int, samples: int 
         value,
         QUANTITY.unit,
         samples or counts.finite,
-        interval=_wilson(value, samples) if samples else None,
+        interval=wilson(value, samples) if samples else None,
     )
-
-
-def _wilson(p: float, n: int) -> tuple[float, float]:
-    """Ends of {p₀ : (p − p₀)² ≤ z² p₀ (1 − p₀) / n}."""
-    z2 = NORMAL_975**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * p * (1 - p) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))

@@ -18,7 +18,7 @@ from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of
-from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
+from holdfast.live.leaves import is_rectifier, saturation_threshold, slope_of, zero_up_to
 from holdfast.live.measurable import transforming, unmeasured
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
 from holdfast.monitor.compiled import CompiledCalls
@@ -236,6 +236,8 @@ class Observer:
         self._hook(leaves)
 
     def _hook(self, leaves: Sequence[tuple[str, nn.Module]]) -> None:
+        # whose threshold moves as they learn
+        self._sloped = {path: module for path, module in leaves if slope_of(module) is not None}
         self._batch_norms = [(path, module) for path, module in leaves if normalises_batches(module)]
         self._hooks = HookSet()
         for path, module in leaves:
@@ -270,6 +272,9 @@ class Observer:
         if self.in_force is not self.roles:
             self.in_force = self.roles
             self._readers.clear()
+        if self._sloped:
+            for key in [key for key in self._readers if key[0] in self._sloped and key[1] == "input"]:
+                del self._readers[key]
         self.begin_pass("train", trained_on=True)
 
     def begin_pass(self, phase: Phase, *, reading: bool = True, trained_on: bool = False) -> None:
@@ -512,6 +517,8 @@ class Observer:
         return found
 
     def _threshold(self, site: Site) -> float | None:
+        if site.port == "input" and site.module in self._sloped:
+            return saturation_threshold(self._sloped[site.module])
         return self.in_force.saturating.get((site.module, site.port))
 
     def _leave_out(self, path: str, exception: Exception) -> None:
