@@ -38,6 +38,7 @@ HELPERS = {
     "ratio",
     "resampling",
     "spectrum",
+    "streams",
     "student",
     "wilson",
 }
@@ -102,6 +103,10 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "gate-saturation": lambda: measure(seen.summary, **where, samples=16),
         "attention-saturation": lambda: measure(attended, **where),
         "attention-entropy": lambda: measure(attended, **where),
+        "stream-rms": lambda: measure(draw(seed, 8, 6), **where),
+        "stream-shift": lambda: measure(draw(seed, 8, 6), [draw(seed + 1, 8, 4), draw(seed + 2, 8, 6)], **where),
+        "stream-share": lambda: measure([draw(seed, 8, 6), draw(seed + 1, 8, 6)], sites=[SITE, SITE], step=3)[0],
+        "stream-gradient": lambda: measure([draw(seed, 4, 6), draw(seed + 1, 4, 6)], sites=[SITE] * 2, step=3, n=8)[1],
         "effective-rank": lambda: measure(window, **where),
         "participation-ratio": lambda: measure(window, **where),
         "variance-rank": lambda: measure(window, **where),

@@ -13,6 +13,10 @@ from holdfast.live.discover import models_of as models_of
 # which layer feeds which
 from holdfast.live.flow import Flow as Flow
 
+# where streams meet
+from holdfast.live.fusions import Fusion as Fusion
+from holdfast.live.fusions import fusions as fusions
+
 # hooks
 from holdfast.live.hooks import HookSet as HookSet
 from holdfast.live.hooks import all_detached as all_detached
@@ -40,8 +44,6 @@ from holdfast.live.locate import first_nonfinite as first_nonfinite
 # what has no statistics
 from holdfast.live.measurable import transforming as transforming
 from holdfast.live.measurable import unmeasured as unmeasured
-
-# where streams meet
 from holdfast.live.merges import Merge as Merge
 from holdfast.live.merges import Merges as Merges
 from holdfast.live.merges import Operand as Operand

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.structure import Structure
-from holdfast.live.replay import Call
+from holdfast.live.replay import Call, record_call
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -77,6 +77,43 @@ class Moment:
                 "give the model a copy: model(batch.clone())",
             )
         return self.call
+
+    def loss_pass(self) -> tuple[Call, Callable[[Any], Tensor]]:
+        """The batch as a call, and what makes its loss from the model's output.
+
+        Returns:
+            The call, with the random state of now, and a function that raises an `InputError` where the loss is not a
+            scalar with a graph.
+
+        Raises:
+            InputError: there is no batch or no loss function.
+        """
+        if self.batch is None or self.loss_fn is None:
+            missing = "batch" if self.batch is None else "loss_fn"
+            raise InputError(
+                "a moment with a batch and a loss",
+                f"{missing}=None",
+                "give both: Moment(model, step, batch=(inputs, targets), loss_fn=torch.nn.functional.cross_entropy)",
+            )
+        (inputs, targets), loss_fn = self.batch, self.loss_fn
+        if isinstance(inputs, Mapping):
+            call = record_call((), dict(inputs))
+        else:
+            call = record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+
+        def loss_of(output: Any) -> Tensor:
+            loss = loss_fn(output, targets)
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                detached = isinstance(loss, Tensor) and loss.numel() == 1
+                raise InputError(
+                    "a loss that is one number and leads back to the parameters",
+                    "one without a graph" if detached else got,
+                    "return torch.nn.functional.cross_entropy(output, targets), without .item() or .detach()",
+                )
+            return loss
+
+        return call, loss_of
 
 
 Take = Callable[[Moment], Sequence[Reading | Table]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -99,7 +99,13 @@ def record_call(
 
 
 def replay(
-    model: nn.Module, call: Call, *, mode: Mode = "as it was", random: bool = True, compiled: bool = False
+    model: nn.Module,
+    call: Call,
+    *,
+    mode: Mode = "as it was",
+    random: bool = True,
+    compiled: bool = False,
+    then: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Run a model's forward pass on a recorded call, without gradient and without a trace.
 
@@ -126,9 +132,11 @@ def replay(
         compiled: run through compiled code where there is some, for the very figures that it gave: eager execution
             rounds otherwise and draws other dropout masks from the same seed. May compile the forward once more,
             without gradients.
+        then: given, the forward keeps a graph and this is called with its output, while the model is still held: for
+            gradients by `torch.autograd.grad`, which must end there, since a checkpoint runs the model once more.
 
     Returns:
-        What the forward returned.
+        What the forward returned, or what `then` did.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -146,10 +154,11 @@ def replay(
             call.random.restore()
         stack.enter_context(_autocast(call.autocast))
         stack.enter_context(_plain_execution(compiled))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(then is not None))
         args, kwargs = _cloned((call.args, dict(call.kwargs)))
         with interruptible():
-            return (compiled_model(model) if compiled else inner)(*args, **kwargs)
+            output = (compiled_model(model) if compiled else inner)(*args, **kwargs)
+            return output if then is None else then(output)
 
 
 @contextmanager
@@ -371,7 +380,7 @@ def _plain_execution(compiled: bool) -> Iterator[None]:
             parametrize._cache_enabled = 0
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        # A reentrant checkpoint warns that there will be no gradient: there should be none here.
+        # A reentrant checkpoint warns where its inputs need no gradient, which is no news here.
         stack.callback(setattr, checkpoint, "check_backward_validity", checkpoint.check_backward_validity)
         checkpoint.check_backward_validity = lambda inputs: None
         yield

@@ -69,6 +69,15 @@ from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.spectrum import parts_of as parts_of
+from holdfast.measures.stream_gradient import QUANTITY as _stream_gradient
+from holdfast.measures.stream_gradient import stream_gradient as stream_gradient
+from holdfast.measures.stream_rms import QUANTITY as _stream_rms
+from holdfast.measures.stream_rms import stream_rms as stream_rms
+from holdfast.measures.stream_share import QUANTITY as _stream_share
+from holdfast.measures.stream_share import stream_share as stream_share
+from holdfast.measures.stream_shift import QUANTITY as _stream_shift
+from holdfast.measures.stream_shift import stream_shift as stream_shift
+from holdfast.measures.streams import take as _take_streams
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
@@ -106,11 +115,16 @@ QUANTITIES: dict[str, Quantity] = {
         _effective_rank,
         _participation_ratio,
         _variance_rank,
+        _stream_rms,
+        _stream_shift,
+        _stream_share,
+        _stream_gradient,
     )
 }
 
 _rank = Watchable(RankWindow, frozenset({"call"}))
 _activations = Watchable(ActivationWindow, frozenset({"call"}))
+_streams = Watchable(_take_streams, frozenset({"call"}))
 _attention = Watchable(_take_attention, frozenset({"call"}))
 
 WATCHABLE: dict[str, Watchable] = {
@@ -122,6 +136,10 @@ WATCHABLE: dict[str, Watchable] = {
     "gate-saturation": _activations,
     "attention-saturation": _attention,
     "attention-entropy": _attention,
+    "stream-rms": _streams,
+    "stream-shift": _streams,
+    "stream-share": _streams,
+    "stream-gradient": Watchable(_take_streams, frozenset({"loss"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
