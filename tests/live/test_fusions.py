@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from holdfast.core.errors import InputError
 from holdfast.live.fusions import fusions
 from holdfast.live.replay import record_call
 
@@ -180,3 +181,21 @@ def test_a_frozen_layer_has_no_gradients():
         head=nn.Linear(8, 2).requires_grad_(False),
     )
     assert fusion.gradients == ()
+
+
+def test_of_large_streams_evenly_spaced_elements_are_kept():
+    x = torch.randn(4, 2, 400, 400)
+    _, (fusion,) = found(
+        lambda m, x: m.head(m.a(x) + m.b(x)), x, **{name: nn.Conv2d(2, 2, 1) for name in ("a", "b", "head")}
+    )
+    assert {tuple(each.shape) for each in (*fusion.streams, *fusion.contributions)} == {(4, 64_000)}
+
+
+def test_a_reentrant_checkpoint_is_refused_with_a_way_out():
+    def forward(m, x):
+        a = checkpoint(m.a, x, use_reentrant=True)
+        return m.c(torch.cat([a, m.b(x)], 1)[:, :4]) + m.head(torch.cat([m.b(x), x], 1))
+
+    x = X.clone().requires_grad_()
+    with pytest.raises(InputError, match=r"got a reentrant checkpoint.*use_reentrant=False"):
+        found(forward, x, loss=square, **THREE, head=nn.Linear(7, 3))

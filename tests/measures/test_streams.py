@@ -70,6 +70,12 @@ def test_losses_that_are_none(loss_fn, got):
         Moment(Fused(), 1, batch=(torch.zeros(1, 4), 0)).loss_pass()
 
 
+def test_labels_that_are_missing():
+    with pytest.raises(InputError, match=r"expected targets for the loss; got batch=\(inputs, None\)"):
+        take(Fused(), loss_fn=F.cross_entropy, batch=(torch.randn(64, 4), None))
+    assert take(Fused(), loss_fn=lambda y, _: y.square().mean(), batch=(torch.randn(64, 4), None))
+
+
 def test_inputs_by_name_and_in_tuples():
     class Two(nn.Module):
         def __init__(self):
@@ -99,7 +105,7 @@ def test_positions_added_to_tokens_have_a_size_and_no_share():
     found = take(Tokens(), loss_fn=None, call=record_call((x,), {}))
     values = {(each.measure, each.site.leaf): each.value for each in found}
     assert sorted(name for measure, name in values if measure == "stream-rms") == ["positions", "tokens"]
-    assert not any(measure == "stream-shift" for measure, _ in values)
+    assert {each.n for each in found} == {64}
     assert values["stream-share", "positions"] == pytest.approx(0, abs=1e-12)
     assert values["stream-share", "tokens"] == pytest.approx(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from holdfast.core.errors import InputError
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
 from holdfast.live.inputs import is_time_first
@@ -19,6 +21,9 @@ from holdfast.live.merges import Merge, Merges, Value
 from holdfast.live.operations import operation_name
 from holdfast.live.replay import Call, replay
 from holdfast.live.tensors import tensors_in
+
+MOST_ELEMENTS = 1 << 18
+"""Of a stream or a contribution that are kept."""
 
 _JOINING = ("cat", "concat", "concatenate")
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,9 +40,9 @@ class Fusion:
             they meet.
         call: which call of the layer, or which fusion in that module.
         names: of the streams: the layers that they come from, or `input`.
-        streams: as they enter, samples first.
+        streams: as they enter, samples first; one that is broadcast as it is added.
         contributions: what each brings to the layer's output, samples first; they add up to the output without its
-            bias. Without a layer, each stream's part of the result.
+            bias. Without a layer, each stream's part of the result. Of large tensors evenly spaced elements are kept.
         gradients: what each brings to the gradient of the layer's weight; they add up to it. Empty where it was not
             asked for, or no layer takes them.
     """
@@ -175,11 +180,10 @@ class _Fusions(Merges):
             parts = tuple(partial(_padded, tensors, k, dim) for k in range(len(tensors)))
             shape = (*tensors[0].shape[:dim], sum(each.shape[dim] for each in tensors), *tensors[0].shape[dim + 1 :])
             return _Streams("cat", tuple(values), tuple(tensors), parts, shape)
-        scaled = tensors[0], tensors[1] * kwargs.get("alpha", 1)
-        whole = torch.broadcast_tensors(*scaled)  # type: ignore[no-untyped-call]
-        return _Streams(
-            "add", tuple(values), scaled, tuple(partial(Tensor.clone, each) for each in whole), tuple(whole[0].shape)
-        )
+        tensors[1] = tensors[1] * kwargs.get("alpha", 1)
+        whole = tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
+        parts = tuple(partial(Tensor.detach, each) for each in whole)
+        return _Streams("add", tuple(values), whole, parts, tuple(whole[0].shape))
 
     def _samples_of(self, tensor: Tensor) -> int:
         return 1 if self._time_first and tensor.ndim == 3 else 0
@@ -220,12 +224,15 @@ class _Fusions(Merges):
         else:
             weight: Any = module.weight
             contributions = tuple(_applied(module, part(), weight) for part in streams.parts)
-        first = [
-            tuple(each.movedim(self._samples_of(each), 0) for each in group)
-            for group in (streams.tensors, contributions)
-        ]
         source = None if module is None else _Source(module, streams.parts)
-        return Fusion(streams.kind, layer, call, _names(streams.values), first[0], first[1], _source=source)
+        kept = [tuple(self._thinned(each) for each in group) for group in (streams.tensors, contributions)]
+        return Fusion(streams.kind, layer, call, _names(streams.values), kept[0], kept[1], _source=source)
+
+    def _thinned(self, tensor: Tensor) -> Tensor:
+        """Samples first; of a large tensor evenly spaced elements, the same of every sample."""
+        tensor = tensor.movedim(self._samples_of(tensor), 0)
+        step = math.ceil(tensor.numel() / MOST_ELEMENTS)
+        return tensor if step == 1 else tensor.flatten(1)[:, :: step | 1].clone()
 
 
 def _padded(tensors: Sequence[Tensor], place: int, dim: int) -> Tensor:
@@ -280,7 +287,7 @@ def _add_gradients(model: nn.Module, call: Call, loss_of: Callable[[Any], Tensor
         loss = loss_of(output)
         wanted = [outputs.get((each.layer, each.call)) for each in found]
         known = [each for each in wanted if each is not None and each.requires_grad]
-        given = iter(torch.autograd.grad(loss, known, allow_unused=True) if known else ())
+        given = iter(_gradients(loss, known) if known else ())
         return [next(given) if each is not None and each.requires_grad else None for each in wanted]
 
     hooks = HookSet()
@@ -293,6 +300,19 @@ def _add_gradients(model: nn.Module, call: Call, loss_of: Callable[[Any], Tensor
             each.gradients = tuple(
                 _weight_gradient(each._source.layer, part(), gradient) for part in each._source.parts
             )
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, tensors, allow_unused=True)
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" not in str(error):
+            raise
+        raise InputError(
+            "a model whose gradients can be taken one by one",
+            "a reentrant checkpoint, which only backward() can go through",
+            "type: torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)",
+        ) from error
 
 
 def _weight_gradient(layer: nn.Module, part: Tensor, gradient: Tensor) -> Tensor:

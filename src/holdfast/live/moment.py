@@ -102,7 +102,14 @@ class Moment:
             call = record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
         def loss_of(output: Any) -> Tensor:
-            loss = loss_fn(output, targets)
+            try:
+                loss = loss_fn(output, targets)
+            except Exception as error:
+                if targets is not None:
+                    raise
+                raise InputError(
+                    "targets for the loss", "batch=(inputs, None)", "give both: batch=next(iter(loader))"
+                ) from error
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 detached = isinstance(loss, Tensor) and loss.numel() == 1

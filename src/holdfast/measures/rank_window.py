@@ -8,7 +8,7 @@ from torch import Tensor
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.live.inputs import read_inputs
-from holdfast.live.layout import Layout, Sampling, block
+from holdfast.live.layout import Layout
 from holdfast.live.moment import Moment
 from holdfast.measures.effective_rank import effective_rank
 from holdfast.measures.participation_ratio import participation_ratio
@@ -19,7 +19,6 @@ _LEAST = 256
 """Samples that a narrow site's window holds; others hold twice what the figures need."""
 
 _MEASURES = (effective_rank, participation_ratio, variance_rank)
-_WHOLE = Sampling(None, 1)
 
 
 class RankWindow:
@@ -55,15 +54,20 @@ class RankWindow:
         read_inputs(moment.model, moment.forward, self._keep, stream=moment.stream, structure=moment.structure)
         readings: list[Reading | None] = []
         for site in self._seen:
-            parts = parts_of(torch.cat(self._rows[site]))
+            rows = torch.cat(self._rows[site])
+            if len(rows) < SAMPLES_PER_DIMENSION * rows.shape[1]:
+                continue
+            parts = parts_of(rows)
             readings += [measure(parts, site=site, step=moment.step) for measure in _MEASURES]
         return [reading for reading in readings if reading is not None]
 
     def _keep(self, site: Site, tensor: Tensor, layout: Layout) -> None:
         if layout.channels is None or tensor.shape[layout.channels] < 2:
             return
-        wide = tensor.double() if tensor.dtype == torch.float64 else tensor.float()
-        rows = projected(block(wide, layout, _WHOLE, 0.0).mean(2)).cpu()
+        positions = [axis for axis in range(tensor.ndim) if axis not in (layout.samples, layout.channels)]
+        kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        values = tensor.mean(positions, dtype=kind) if positions else tensor.to(kind)
+        rows = projected(values if layout.samples < layout.channels else values.T).cpu()
         batches = self._rows.setdefault(site, [])
         if batches and batches[-1].shape[1:] != rows.shape[1:]:
             batches.clear()  # the layer was replaced by one of another width

@@ -37,13 +37,9 @@ def _readings(fusion: Fusion, moment: Moment) -> list[Reading]:
     step = moment.step
     sites = [Site(fusion.layer, "input", moment.stream, name, fusion.call) for name in fusion.names]
     found: list[Reading | None] = []
-    samples = len(fusion.contributions[0])
     for k, (site, stream) in enumerate(zip(sites, fusion.streams, strict=True)):
-        found.append(stream_rms(stream, site=site, step=step))
-        # what is the same for all samples, such as a table of positions, has no level of its own
-        others = [each for each in fusion.streams[:k] + fusion.streams[k + 1 :] if len(each) == samples]
-        if len(stream) == samples and others:
-            found.append(stream_shift(stream, others, site=site, step=step))
+        others = fusion.streams[:k] + fusion.streams[k + 1 :]
+        found += [stream_rms(stream, site=site, step=step), stream_shift(stream, others, site=site, step=step)]
     found += stream_share(fusion.contributions, sites=sites, step=step)
-    found += stream_gradient(fusion.gradients, sites=sites, step=step, n=samples)
+    found += stream_gradient(fusion.gradients, sites=sites, step=step, n=len(fusion.contributions[0]))
     return [each for each in found if each is not None]
