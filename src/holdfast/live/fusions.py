@@ -306,7 +306,7 @@ def _gradients(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]
     try:
         return torch.autograd.grad(loss, tensors, allow_unused=True)
     except RuntimeError as error:
-        if "Checkpointing is not compatible" not in str(error):
+        if "use_reentrant=True" not in str(error) and "Checkpointing is not compatible" not in str(error):
             raise
         raise InputError(
             "a model whose gradients can be taken one by one",
