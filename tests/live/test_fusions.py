@@ -197,3 +197,9 @@ def test_a_reentrant_checkpoint_is_refused_with_a_way_out():
 
     with pytest.raises(InputError, match=r"got a reentrant checkpoint.*use_reentrant=False"):
         found(forward, X, loss=square, **THREE, head=nn.Linear(7, 4))
+
+
+@torch.inference_mode()
+def test_in_inference_mode():
+    _, (fusion,) = found(lambda m, x: m.a(x) + m.b(x), X, **THREE)
+    assert fusion.names == ("a", "b")

@@ -9,10 +9,10 @@ from holdfast.live.replay import record_call
 from holdfast.live.structure import extract
 
 
-def layouts(model, *args, **options):
+def layouts(model, *args, known=True, **options):
     found = {}
     call = record_call(args, {})
-    structure = extract(model, call=call)
+    structure = extract(model, call=call) if known else None
     read_inputs(model, call, lambda s, t, layout: found.update({str(s): layout}), structure=structure, **options)
     return found
 
@@ -28,9 +28,10 @@ class Functional(nn.Module):
 
 def test_elementwise_layers_read_as_what_feeds_them():
     x = torch.randn(2, 3, 7)
-    assert layouts(nn.Sequential(nn.Conv1d(3, 5, 1), nn.ReLU(), nn.Tanh()), x) == {
-        f"net/{k}:input#0@train": Layout(0, 1) for k in range(3)
-    }
+    for known in (True, False):  # without a structure the very tensor tells
+        assert layouts(nn.Sequential(nn.Conv1d(3, 5, 1), nn.ReLU(), nn.Tanh()), x, known=known) == {
+            f"net/{k}:input#0@train": Layout(0, 1) for k in range(3)
+        }
     assert layouts(Functional(), x)["net/act:input#0@train"] == Layout(0, 1)
     assert layouts(nn.Sequential(nn.Linear(7, 5), nn.Tanh()), x)["net/1:input#0@train"] == Layout(0, 2)
 

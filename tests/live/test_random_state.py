@@ -1,12 +1,13 @@
 import random
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from holdfast.live.random_state import RandomState, preserved_random_state
+from holdfast.live.random_state import RandomState, generator_restorer, preserved_random_state
 
 
 def draw():
@@ -55,3 +56,12 @@ def test_numpy_is_left_alone_where_it_was_not_imported():
         "assert state.numpy is None and 'numpy.random' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_numpy_in_the_midst_of_its_import_is_left_alone(monkeypatch):
+    """Another thread may be importing it: Numba does, in the thread that compiles our kernel."""
+    monkeypatch.setitem(sys.modules, "numpy.random", types.ModuleType("numpy.random"))
+    state = RandomState.capture()
+    assert state.numpy is None
+    state.restore()
+    assert generator_restorer(object()) is None

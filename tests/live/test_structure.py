@@ -135,7 +135,8 @@ def test_shared_modules_tied_weights_unused_parts_and_literal_forward():
         **{"idle": 0, "idle.0": 0, "idle.1": 0},
     }
     assert structure.not_seen == (
-        "the attention scores inside scaled_dot_product_attention, which is one fused operation: (model)",
+        "the attention scores inside scaled_dot_product_attention, which is one fused operation, but for the measure "
+        "attention-saturation: (model)",
         "what flows through bypassed: its parameters are used by (model) without calling the module (by its "
         ".forward(), or directly), so no hook fires",
         "the output of linear, called as a function, except where a layer takes it as its input: (model)",

@@ -228,7 +228,8 @@ def _part(name: str) -> tuple[Role, float | None]:
 
 
 def _agree(again: Tensor, output: Tensor, *, exact: bool) -> bool:
-    """Whether an output was reproduced, to rounding of its type or of a half."""
+    """Whether an output was reproduced, to rounding of its type (of TensorFloat-32 on a GPU) or of a half."""
     again, given = again.flatten(), output.detach().to(again.dtype).flatten()
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(output.dtype, 0.05) if exact else 0.05
+    single = 1e-4 if output.device.type == "cpu" else 5e-3
+    tolerance = {torch.float64: 1e-9, torch.float32: single}.get(output.dtype, 0.05) if exact else 0.05
     return again.shape == given.shape and torch.allclose(again, given, rtol=0.0, atol=tolerance, equal_nan=True)

@@ -128,7 +128,7 @@ class Attentions(Passage):
         if not q.numel() or not k.numel():
             return
         samples, heads, queries, keys = *q.shape[:3], k.shape[2]
-        chosen, rows = self._chosen(samples, heads, queries, keys)
+        chosen, rows = (each.to(q.device) for each in self._chosen(samples, heads, queries, keys))
         scores = q[chosen][:, :, rows].float() @ k[chosen].float().transpose(2, 3) * attention.scale
         allowed = torch.ones((), dtype=torch.bool, device=q.device)
         if attention.mask is not None:
@@ -148,7 +148,7 @@ class Attentions(Passage):
         p = probabilities.detach().float()
         p = p.unsqueeze(1) if p.ndim == 3 else p.flatten(1, -3)
         if p.numel():
-            chosen, rows = self._chosen(*p.shape)
+            chosen, rows = (each.to(p.device) for each in self._chosen(*p.shape))
             p = p[chosen][:, :, rows]
             self.found.append(Attended(self._site(), *_figures(p, (p > 0).sum(-1)), probabilities.shape[-2]))
 

@@ -232,7 +232,7 @@ class _Fusions(Merges):
         """Samples first; of a large tensor evenly spaced elements, the same of every sample."""
         tensor = tensor.movedim(self._samples_of(tensor), 0)
         step = math.ceil(tensor.numel() / MOST_ELEMENTS)
-        return tensor if step == 1 else tensor.flatten(1)[:, :: step | 1].clone()
+        return (tensor if step == 1 else tensor.flatten(1)[:, :: step | 1].clone()).cpu()
 
 
 def _padded(tensors: Sequence[Tensor], place: int, dim: int) -> Tensor:
@@ -322,4 +322,4 @@ def _weight_gradient(layer: nn.Module, part: Tensor, gradient: Tensor) -> Tensor
     twin = weight.detach().to(kind).requires_grad_()
     with torch.enable_grad():
         output = _applied(layer, part.to(kind), twin)
-        return torch.autograd.grad(output, twin, gradient.to(kind))[0]
+        return torch.autograd.grad(output, twin, gradient.to(kind))[0].cpu()

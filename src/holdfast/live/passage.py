@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -40,7 +41,7 @@ class Passage(TorchFunctionMode):
             hooks.pre(module, self._pre(path))
             hooks.post(module, self._post(path))
         self.stack.clear()
-        with hooks, self:
+        with torch.inference_mode(False), hooks, self:  # whose tensors have no version to notice a change by
             return replay(model, call, mode=mode)
 
     # what a subclass may override

@@ -52,7 +52,7 @@ class RandomState:
         Returns:
             The state, independent of what the generators do next.
         """
-        module = sys.modules.get("numpy.random") if numpy else None
+        module = _numpy_random() if numpy else None
         cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             torch_cpu=torch.get_rng_state(),
@@ -114,9 +114,16 @@ def generator_restorer(value: object) -> Callable[[], None] | None:
         return partial(value.set_state, value.get_state())  # type: ignore[return-value]
     if isinstance(value, python_random.Random):
         return partial(value.setstate, value.getstate())
-    module = sys.modules.get("numpy.random")
+    module = _numpy_random()
     if module is not None and isinstance(value, module.RandomState):
         return partial(value.set_state, value.get_state())
     if module is not None and isinstance(value, module.Generator):
         return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     return None
+
+
+def _numpy_random() -> Any:
+    """`numpy.random` where it was imported; not while another thread, such as our compiler's, is at it."""
+    module = sys.modules.get("numpy.random")
+    whole = all(hasattr(module, name) for name in ("RandomState", "Generator", "get_state", "set_state"))
+    return module if whole else None

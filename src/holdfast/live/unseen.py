@@ -68,7 +68,8 @@ def _fused(model: nn.Module, flow: Flow) -> Iterator[str]:
     for name, what in FUSED.items():
         owners = [call.owner for call in flow.functional if call.name == name]
         if owners:
-            yield f"the {what} inside {name}, which is one fused operation: {_list(owners)}"
+            again = ", but for the measure attention-saturation" if what == "attention scores" else ""
+            yield f"the {what} inside {name}, which is one fused operation{again}: {_list(owners)}"
 
 
 def _bypassed(model: nn.Module, flow: Flow) -> Iterator[str]:

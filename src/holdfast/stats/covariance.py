@@ -63,7 +63,7 @@ class Covariance:
                 f"shape {tuple(values.shape)}",
                 "flatten first: values.flatten(1)",
             )
-        x = values.detach().double().cpu().numpy()
+        x = values.detach().cpu().double().numpy()
         x = x[np.isfinite(x).all(1)]
         if not len(x):
             return cls.empty(values.shape[1])
