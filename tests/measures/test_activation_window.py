@@ -39,7 +39,7 @@ def by_measure(found):
 
 
 def test_every_activation_is_measured_as_what_it_is():
-    found = WATCHABLE["saturated-fraction"].started()(moment(Net(), torch.randn(6, 5, 3), step=7))
+    found = WATCHABLE["saturated-fraction"].start()(moment(Net(), torch.randn(6, 5, 3), step=7))
     assert by_measure(found) == {
         "saturated-fraction": [":input[tanh]#0", "rnn:output[l0.candidate]#0", "rnn:output[l1.candidate]#0"],
         "gate-saturation": [

@@ -49,7 +49,7 @@ def test_of_a_transformer_per_layer_and_per_head():
         # head 1 of layer 1: each position finds itself; a factor that makes it certain
         weight = model.layers[1].self_attn.in_proj_weight
         weight[4:8] = weight[12:16] = 30 * torch.linalg.qr(torch.randn(8, 4))[0].T
-    found = WATCHABLE["attention-entropy"].started()(Moment(model, 3, call=record_call((x,), {})))
+    found = WATCHABLE["attention-entropy"].start()(Moment(model, 3, call=record_call((x,), {})))
     readings = {(each.measure, each.site.module): each for each in found if not isinstance(each, Table)}
     assert set(readings) == {
         (measure, f"layers.{k}.self_attn") for k in (0, 1) for measure in ("attention-saturation", "attention-entropy")
@@ -65,9 +65,9 @@ def test_of_a_transformer_per_layer_and_per_head():
 
 
 def test_models_without_attention_and_with_one_head():
-    assert WATCHABLE["attention-entropy"].take(Moment(nn.ReLU(), 1, call=record_call((torch.randn(2),), {}))) == []
+    assert WATCHABLE["attention-entropy"].start()(Moment(nn.ReLU(), 1, call=record_call((torch.randn(2),), {}))) == []
     net, x = nn.MultiheadAttention(4, 1), torch.randn(3, 5, 4)
-    found = WATCHABLE["attention-entropy"].take(Moment(net, 1, call=record_call((x, x, x), {})))
+    found = WATCHABLE["attention-entropy"].start()(Moment(net, 1, call=record_call((x, x, x), {})))
     assert [each.measure for each in found] == ["attention-saturation", "attention-entropy"]
 
 
@@ -77,7 +77,7 @@ def test_nothing_is_touched():
     model(x).sum().backward()
     before = copy.deepcopy(model.state_dict()), [each.grad.clone() for each in model.parameters()]
     state = torch.get_rng_state()
-    assert WATCHABLE["attention-saturation"].take(Moment(model, 1, call=call))
+    assert WATCHABLE["attention-saturation"].start()(Moment(model, 1, call=call))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
     assert all(torch.equal(a, b.grad) for a, b in zip(before[1], model.parameters(), strict=True))

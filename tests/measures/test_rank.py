@@ -50,8 +50,8 @@ def test_unequal_and_empty_parts(site):
 
 def test_a_window_of_steps():
     model = nn.Sequential(nn.Linear(20, 30), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(30, 1))
-    rank = WATCHABLE["effective-rank"].started()
-    assert WATCHABLE["effective-rank"].started() is not rank
+    rank = WATCHABLE["effective-rank"].start()
+    assert WATCHABLE["effective-rank"].start() is not rank
     counts = []
     for step in range(1, 21):
         readings = rank(moment(model, torch.randn(50, 20), step))

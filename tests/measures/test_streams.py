@@ -29,8 +29,15 @@ class Fused(nn.Module):
         return self.head(torch.cat([self.a(x), 100 * self.b(x)], dim=1))
 
 
-def take(model, *, step=1, loss_fn=F.mse_loss, **given):
-    return WATCHABLE["stream-share"].take(Moment(model, step, loss_fn=loss_fn, **given))
+def take(model, *, step=1, loss_fn=F.mse_loss, batch=None):
+    """All readings of streams on one batch."""
+    inputs = batch[0]
+    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    call = record_call(args, inputs if isinstance(inputs, dict) else {})
+    found = WATCHABLE["stream-share"].start()(Moment(model, step, call=call))
+    if loss_fn is not None:
+        found += WATCHABLE["stream-gradient"].start()(Moment(model, step, loss_fn=loss_fn, batch=batch))
+    return found
 
 
 def test_of_a_model_with_a_loss():
@@ -48,11 +55,11 @@ def test_of_a_model_with_a_loss():
 
 
 def test_of_a_model_without_a_loss():
-    found = take(Fused(), loss_fn=None, call=record_call((torch.randn(64, 4),), {}))
+    found = take(Fused(), loss_fn=None, batch=(torch.randn(64, 4), None))
     assert sorted({each.measure for each in found}) == ["stream-rms", "stream-share", "stream-shift"]
-    assert take(nn.Linear(2, 2), loss_fn=None, call=record_call((torch.randn(64, 2),), {})) == []
+    assert take(nn.Linear(2, 2), loss_fn=None, batch=(torch.randn(64, 2), None)) == []
     with pytest.raises(InputError, match="expected a moment with the forward to repeat"):
-        take(Fused(), loss_fn=None)
+        WATCHABLE["stream-rms"].start()(Moment(Fused(), 1))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_positions_added_to_tokens_have_a_size_and_no_share():
             return self.tokens(x) + self.positions(torch.arange(5))[None]
 
     x = torch.randint(10, (64, 5))
-    found = take(Tokens(), loss_fn=None, call=record_call((x,), {}))
+    found = take(Tokens(), loss_fn=None, batch=(x, None))
     values = {(each.measure, each.site.leaf): each.value for each in found}
     assert sorted(name for measure, name in values if measure == "stream-rms") == ["positions", "tokens"]
     assert {each.n for each in found} == {64}

@@ -103,6 +103,38 @@ def test_a_name_alone_is_a_list_of_one(tmp_path, moments):
         assert len(run.history.readings("counted")) == 1
 
 
+class Gated(nn.Module):
+    """Activations that hooks see and one that they do not, and streams that meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.act, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.sigmoid(self.a(x) + 1) * self.act(self.b(x)) + torch.tanh(self.a(x) - 1))
+
+
+def test_figures_of_one_measurement_are_taken_once_and_none_twice(tmp_path):
+    torch.manual_seed(0)
+    model = Gated()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names = ["stream-share", "stream-rms", "stream-gradient", "saturated-fraction", "gate-saturation", "variance-rank"]
+    held = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    watching = {"every": 1, "measures": names, "batch": held, "loss_fn": F.cross_entropy, "strict": True}
+    with hf.watch(model, optimizer, run=tmp_path / "run", **watching):
+        for _ in range(3):
+            F.cross_entropy(model(torch.randn(64, 4)), torch.randint(0, 3, (64,))).backward()
+            optimizer.step()
+    with hf.Run(tmp_path / "run") as run:
+        for name in [*names, "effective-rank", "stream-shift"]:
+            keys = [(str(each.site), each.step) for each in run.history.readings(name)]
+            assert keys, name
+            assert len(keys) == len(set(keys)), name
+        saturated = {each.site for each in run.history.readings("saturated-fraction")}
+        assert saturated == {Site("act", "input"), Site("", "input", leaf="tanh")}
+        assert {each.site.leaf for each in run.history.readings("stream-gradient")} == {"act+a", "a"}
+
+
 def test_a_loss_that_is_missing_is_told_before_training(tmp_path, moments):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -14,7 +14,7 @@ from holdfast.live.replay import record_call
 from holdfast.measures.stream_rms import stream_rms
 from holdfast.measures.stream_share import stream_share
 from holdfast.measures.stream_shift import stream_shift
-from holdfast.measures.streams import take
+from holdfast.measures.streams import take, take_gradients
 
 SITE = Site("head", "input", leaf="a")
 
@@ -59,9 +59,8 @@ def test_gradient_shares_of_a_mean_square_error():
     nn.init.zeros_(model.head.bias)
     for inputs, share in (((x, y), 1.0), ((x, x.clone()), 0.5), ((x, 3 * x), 0.1)):
         batch = inputs, x.expand(-1, 4)
-        found = take(Moment(model, 1, batch=batch, loss_fn=nn.functional.mse_loss))
-        first = next(each for each in found if each.measure == "stream-gradient")
-        assert first.value == pytest.approx(share, abs=0.02 if share == 1.0 else 1e-5)
+        found = take_gradients(Moment(model, 1, batch=batch, loss_fn=nn.functional.mse_loss))
+        assert found[0].value == pytest.approx(share, abs=0.02 if share == 1.0 else 1e-5)
 
 
 def test_intervals_and_floor_of_samples():

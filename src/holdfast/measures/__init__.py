@@ -78,6 +78,7 @@ from holdfast.measures.stream_share import stream_share as stream_share
 from holdfast.measures.stream_shift import QUANTITY as _stream_shift
 from holdfast.measures.stream_shift import stream_shift as stream_shift
 from holdfast.measures.streams import take as _take_streams
+from holdfast.measures.streams import take_gradients as _take_stream_gradients
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
@@ -124,8 +125,8 @@ QUANTITIES: dict[str, Quantity] = {
 
 _rank = Watchable(RankWindow, frozenset({"call"}))
 _activations = Watchable(ActivationWindow, frozenset({"call"}))
-_streams = Watchable(_take_streams, frozenset({"call"}))
-_attention = Watchable(_take_attention, frozenset({"call"}))
+_streams = Watchable(lambda: _take_streams, frozenset({"call"}))
+_attention = Watchable(lambda: _take_attention, frozenset({"call"}))
 
 WATCHABLE: dict[str, Watchable] = {
     "effective-rank": _rank,
@@ -139,7 +140,7 @@ WATCHABLE: dict[str, Watchable] = {
     "stream-rms": _streams,
     "stream-shift": _streams,
     "stream-share": _streams,
-    "stream-gradient": Watchable(_take_streams, frozenset({"loss"})),
+    "stream-gradient": Watchable(lambda: _take_stream_gradients, frozenset({"loss"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 

@@ -1,4 +1,4 @@
-"""`take`: size, level, share of the variance and of the gradient of every stream where streams meet."""
+"""`take`, `take_gradients`: size, level and shares of every stream where streams meet."""
 
 from __future__ import annotations
 
@@ -14,32 +14,42 @@ from holdfast.measures.stream_shift import stream_shift
 
 
 def take(moment: Moment) -> list[Reading]:
-    """Repeat a forward and measure the streams at its additions and concatenations.
+    """Repeat the forward just trained on and measure the streams at its additions and concatenations.
 
     Args:
-        moment: with batch and loss, these are evaluated, and the shares of the gradient are among the readings; without
-            them the forward just trained on is repeated, without gradients.
+        moment: needs the call.
 
     Returns:
-        Readings by fusion and stream. The site's leaf names the stream by the layers that it comes from; its module is
-        the linear layer that takes the streams, or the one in whose forward they meet.
+        Size, level and share of the variance, by fusion. The site's leaf names the stream by the layers that it comes
+        from; its module is the linear layer that takes the streams, or the one in whose forward they meet.
     """
-    model = inner_model(moment.model)
-    if moment.has("loss"):
-        call, loss_of = moment.loss_pass()
-        found = fusions(model, call, loss_of=loss_of)
-    else:
-        found = fusions(model, moment.forward)
-    return [reading for fusion in found for reading in _readings(fusion, moment)]
-
-
-def _readings(fusion: Fusion, moment: Moment) -> list[Reading]:
-    step = moment.step
-    sites = [Site(fusion.layer, "input", moment.stream, name, fusion.call) for name in fusion.names]
     found: list[Reading | None] = []
-    for k, (site, stream) in enumerate(zip(sites, fusion.streams, strict=True)):
-        others = fusion.streams[:k] + fusion.streams[k + 1 :]
-        found += [stream_rms(stream, site=site, step=step), stream_shift(stream, others, site=site, step=step)]
-    found += stream_share(fusion.contributions, sites=sites, step=step)
-    found += stream_gradient(fusion.gradients, sites=sites, step=step, n=len(fusion.contributions[0]))
+    for fusion in fusions(inner_model(moment.model), moment.forward):
+        sites = _sites(fusion, moment)
+        for k, (site, stream) in enumerate(zip(sites, fusion.streams, strict=True)):
+            others = fusion.streams[:k] + fusion.streams[k + 1 :]
+            found.append(stream_rms(stream, site=site, step=moment.step))
+            found.append(stream_shift(stream, others, site=site, step=moment.step))
+        found += stream_share(fusion.contributions, sites=sites, step=moment.step)
     return [each for each in found if each is not None]
+
+
+def take_gradients(moment: Moment) -> list[Reading]:
+    """Evaluate the loss and measure what each stream brings to the gradient of the layer that takes it.
+
+    Args:
+        moment: needs batch and loss.
+
+    Returns:
+        Shares of the gradient, by fusion, at the same sites.
+    """
+    call, loss_of = moment.loss_pass()
+    found: list[Reading] = []
+    for fusion in fusions(inner_model(moment.model), call, loss_of=loss_of):
+        samples = len(fusion.contributions[0])
+        found += stream_gradient(fusion.gradients, sites=_sites(fusion, moment), step=moment.step, n=samples)
+    return found
+
+
+def _sites(fusion: Fusion, moment: Moment) -> list[Site]:
+    return [Site(fusion.layer, "input", moment.stream, name, fusion.call) for name in fusion.names]

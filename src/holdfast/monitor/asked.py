@@ -44,7 +44,12 @@ class Asked:
     ) -> None:
         if isinstance(names, str):
             names = (names,)
-        self._measures = {name: found for name in names if (found := _watchable(name)) is not None}
+        self._measures: dict[str, Watchable] = {}
+        for name in names:
+            found = _watchable(name)
+            # several names may be figures of one measurement
+            if found is not None and found not in self._measures.values():
+                self._measures[name] = found
         for name, measure in self._measures.items():
             if "loss" in measure.needs and (batch is None or loss_fn is None):
                 missing = " and ".join(

@@ -501,7 +501,7 @@ class Watch:
             if self._probing:
                 readings = self._measured(seen, gradients, self._observer.normalised)
             if self._asking:
-                asked = self._measures_asked_for()
+                asked = self._measures_asked_for(readings)
             with self._cadence.timed("measures"):
                 summaries, channels = self._statistics(seen, gradients)
             self._tell_unread()
@@ -536,7 +536,8 @@ class Watch:
             readings += self._guard("fixed probe", self._fixed.read, self._step) or []
         return readings
 
-    def _measures_asked_for(self) -> list[Reading | Table]:
+    def _measures_asked_for(self, readings: Sequence[Reading]) -> list[Reading | Table]:
+        """What was asked for beside the readings that the step has anyway."""
         begin = time.perf_counter()
         with self._cadence.timed("measures"), all_detached():
             found = self._asked.take(
@@ -548,7 +549,8 @@ class Watch:
                 note=self._note,
             )
         self._asked_seconds = time.perf_counter() - begin
-        return found
+        taken = {(each.measure, each.site) for each in readings}
+        return [each for each in found if isinstance(each, Table) or (each.measure, each.site) not in taken]
 
     def _unscaled(self, gradient: Gradient) -> Statistic:
         """Of the gradient of the loss that the parameters follow, which several ranks share."""
