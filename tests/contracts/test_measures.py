@@ -20,13 +20,25 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
+from holdfast.measures.descent import Descent
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+HELPERS = {
+    "depth_slope",
+    "descent",
+    "distance",
+    "l2_norm",
+    "landscape",
+    "landscape_comparison",
+    "pairing",
+    "ratio",
+    "resampling",
+    "student",
+}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -56,6 +68,12 @@ def norm(value: float, port: str = "grad_output") -> Reading:
     return Reading("gradient-norm", SITE.at(port=port), 1, value, "L2 norm", 64)
 
 
+def line(seed: int) -> Descent:
+    """Losses and gradients along a random direction."""
+    values = draw(seed, 8).abs().double()
+    return Descent(1.0, 2.0, tuple((values + 0.1).tolist()), tuple(values.tolist()), tuple((2 * values).tolist()), 16)
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -81,6 +99,10 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
+        "loss-variation": lambda: measure(line(seed), **where),
+        "gradient-predictiveness": lambda: measure(line(seed), **where),
+        "relative-gradient-change": lambda: measure(line(seed), **where),
+        "effective-smoothness": lambda: measure(line(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
     return [makers[name]()]

@@ -31,16 +31,29 @@ from holdfast.measures.drift_amplification import QUANTITY as _drift_amplificati
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
+
+# landscape: what the loss looks like around the parameters
+from holdfast.measures.effective_smoothness import QUANTITY as _effective_smoothness
+from holdfast.measures.effective_smoothness import effective_smoothness as effective_smoothness
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
+from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_predictiveness
+from holdfast.measures.gradient_predictiveness import gradient_predictiveness as gradient_predictiveness
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.landscape import landscape as landscape
+from holdfast.measures.landscape import take as _take_landscape
+from holdfast.measures.landscape_comparison import compare_landscapes as compare_landscapes
+from holdfast.measures.loss_variation import QUANTITY as _loss_variation
+from holdfast.measures.loss_variation import loss_variation as loss_variation
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.relative_gradient_change import QUANTITY as _relative_gradient_change
+from holdfast.measures.relative_gradient_change import relative_gradient_change as relative_gradient_change
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
@@ -80,10 +93,14 @@ QUANTITIES: dict[str, Quantity] = {
         _batch_noise,
         _train_eval_gap,
         _running_lag,
+        _loss_variation,
+        _gradient_predictiveness,
+        _relative_gradient_change,
+        _effective_smoothness,
     )
 }
 
-WATCHABLE: dict[str, Watchable] = {}
+WATCHABLE: dict[str, Watchable] = {"landscape": Watchable(_take_landscape, frozenset({"loss", "before"}))}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
