@@ -98,6 +98,13 @@ class Objective:
                 "one whose parameters are all frozen",
                 "type: model.requires_grad_(True)",
             )
+        index = {id(each): k for k, each in enumerate(self.parameters)}
+        self._places = [
+            (module, name, index[id(own)])
+            for module in self.model.modules()
+            for name, own in module._parameters.items()
+            if id(own) in index
+        ]
         self.samples = _samples(self._inputs)
         self._check_repeats()
 
@@ -126,7 +133,7 @@ class Objective:
             leaves = tuple(nn.Parameter(each.clone()) for each in points)
             self._put(leaves)
             output = _call(self.model, self._inputs)
-            yield Forward(leaves, output, self._loss(output))
+            yield Forward(leaves, output, self.loss_of(output))
 
     def at(self, values: Sequence[Tensor] | None = None) -> Evaluation:
         """Loss and gradient.
@@ -151,19 +158,38 @@ class Objective:
         Returns:
             Both, at θ + length · direction.
         """
-        with torch.no_grad():
-            values = [p + length * d.to(p) for p, d in zip(self.parameters, direction, strict=True)]
-        return self.at(values)
+        return self.at(self.along(direction, length))
+
+    @torch.no_grad()
+    def along(self, direction: Sequence[Tensor], length: float) -> list[Tensor]:
+        """The parameters a step away.
+
+        Args:
+            direction: one tensor a parameter.
+            length: how many times the direction.
+
+        Returns:
+            θ + length · direction.
+        """
+        return [p + length * d.to(p) for p, d in zip(self.parameters, direction, strict=True)]
 
     def _put(self, leaves: tuple[nn.Parameter, ...]) -> None:
         """Let every module that holds a parameter hold its copy; the pass around gives the parameters back."""
-        copies = {id(own): copy for own, copy in zip(self.parameters, leaves, strict=True)}
-        for module in self.model.modules():
-            for name, own in module._parameters.items():
-                if id(own) in copies:
-                    module._parameters[name] = copies[id(own)]
+        for module, name, index in self._places:
+            module._parameters[name] = leaves[index]
 
-    def _loss(self, output: Any) -> Tensor:
+    def loss_of(self, output: Any) -> Tensor:
+        """The loss of what the model gave.
+
+        Args:
+            output: of the model, or tensors in its place.
+
+        Returns:
+            The scalar, with its graph.
+
+        Raises:
+            InputError: it is not one number that the output moves.
+        """
         loss = self._loss_fn(output, self._targets) if self._loss_fn is not None else None
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -181,6 +207,8 @@ class Objective:
         for _ in range(2):
             with self.forward() as (_, _, loss):
                 losses.append(float(loss.detach()))
+                if not losses[1:]:
+                    _refuse_reentrant(loss)
         first, second = losses
         if math.isfinite(first) and abs(first - second) > _REPEATS * max(abs(first), abs(second)):
             raise InputError(
@@ -215,6 +243,35 @@ def dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     with torch.no_grad():
         return math.fsum(
             float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double())) for a, b in zip(first, second, strict=True)
+        )
+
+
+def graph_of(loss: Tensor) -> list[Any]:
+    """Every node that a loss was computed by.
+
+    Args:
+        loss: with its graph.
+
+    Returns:
+        Each node once.
+    """
+    found: dict[Any, None] = {}
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            waiting += [each for each, _ in node.next_functions]
+    return list(found)
+
+
+def _refuse_reentrant(loss: Tensor) -> None:
+    # Its gradients come only by backward(), into .grad of whatever took part; asked for them, torch gives zeros.
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_of(loss)):
+        raise InputError(
+            "operations that give their gradient when asked",
+            "torch.utils.checkpoint with use_reentrant=True",
+            "type: checkpoint(function, *args, use_reentrant=False)",
         )
 
 
