@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
@@ -21,6 +21,7 @@ from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
 from holdfast.measures.descent import Descent
+from holdfast.measures.spectral_density import spectral_density
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
@@ -32,11 +33,15 @@ HELPERS = {
     "descent",
     "distance",
     "l2_norm",
+    "lanczos",
     "landscape",
     "landscape_comparison",
     "pairing",
     "ratio",
     "resampling",
+    "spectral_density",
+    "stability",
+    "stability_threshold",
     "student",
 }
 """Files of the family that are not a measure."""
@@ -74,6 +79,14 @@ def line(seed: int) -> Descent:
     return Descent(1.0, 2.0, tuple((values + 0.1).tolist()), tuple(values.tolist()), tuple((2 * values).tolist()), 16)
 
 
+def bowl(seed: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+    """A least-squares problem of full rank."""
+    pytest.importorskip("curvlinops", reason="the extra `landscape` is not installed")
+    layer = nn.Linear(8, 1, bias=False, device="meta")  # nothing drawn
+    layer.weight = nn.Parameter(draw(seed, 1, 8))
+    return layer, nn.functional.mse_loss, (draw(seed + 1, 64, 8), draw(seed + 2, 64, 1))
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -103,6 +116,11 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "gradient-predictiveness": lambda: measure(line(seed), **where),
         "relative-gradient-change": lambda: measure(line(seed), **where),
         "effective-smoothness": lambda: measure(line(seed), **where),
+        "sharpness": lambda: measure(*bowl(seed), **where),
+        "stability-ratio": lambda: measure(drifts[0], 2.0, **where),
+        "hessian-trace": lambda: measure(*bowl(seed), **where, products=6),
+        "curvature-spread": lambda: measure(spectral_density(*bowl(seed)), **where),
+        "gauss-newton-condition": lambda: measure(*bowl(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
     return [makers[name]()]

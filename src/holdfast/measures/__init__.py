@@ -18,6 +18,10 @@ from holdfast.measures.batch_noise import batch_noise as batch_noise
 # signal: what carries no information
 from holdfast.measures.collapsed_features import QUANTITY as _collapsed_features
 from holdfast.measures.collapsed_features import collapsed_features as collapsed_features
+
+# landscape: what the loss looks like around the parameters
+from holdfast.measures.curvature_spread import QUANTITY as _curvature_spread
+from holdfast.measures.curvature_spread import curvature_spread as curvature_spread
 from holdfast.measures.dead_units import QUANTITY as _dead_units
 from holdfast.measures.dead_units import dead_units as dead_units
 
@@ -31,16 +35,18 @@ from holdfast.measures.drift_amplification import QUANTITY as _drift_amplificati
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
-
-# landscape: what the loss looks like around the parameters
 from holdfast.measures.effective_smoothness import QUANTITY as _effective_smoothness
 from holdfast.measures.effective_smoothness import effective_smoothness as effective_smoothness
+from holdfast.measures.gauss_newton_condition import QUANTITY as _gauss_newton_condition
+from holdfast.measures.gauss_newton_condition import gauss_newton_condition as gauss_newton_condition
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_predictiveness
 from holdfast.measures.gradient_predictiveness import gradient_predictiveness as gradient_predictiveness
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.hessian_trace import QUANTITY as _hessian_trace
+from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
 from holdfast.measures.landscape import landscape as landscape
 from holdfast.measures.landscape import take as _take_landscape
 from holdfast.measures.landscape_comparison import compare_landscapes as compare_landscapes
@@ -62,8 +68,15 @@ from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.sharpness import QUANTITY as _sharpness
+from holdfast.measures.sharpness import sharpness as sharpness
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+from holdfast.measures.spectral_density import spectral_density as spectral_density
+from holdfast.measures.stability import stability as stability
+from holdfast.measures.stability import take as _take_stability
+from holdfast.measures.stability_ratio import QUANTITY as _stability_ratio
+from holdfast.measures.stability_ratio import stability_ratio as stability_ratio
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
@@ -97,10 +110,18 @@ QUANTITIES: dict[str, Quantity] = {
         _gradient_predictiveness,
         _relative_gradient_change,
         _effective_smoothness,
+        _sharpness,
+        _stability_ratio,
+        _hessian_trace,
+        _curvature_spread,
+        _gauss_newton_condition,
     )
 }
 
-WATCHABLE: dict[str, Watchable] = {"landscape": Watchable(_take_landscape, frozenset({"loss", "before"}))}
+WATCHABLE: dict[str, Watchable] = {
+    "landscape": Watchable(_take_landscape, frozenset({"loss", "before"})),
+    "stability": Watchable(_take_stability, frozenset({"loss", "optimizer"})),
+}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
