@@ -21,6 +21,7 @@ from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
 from holdfast.measures.descent import Descent
+from holdfast.measures.learning_rate_sweep import Sweep, sweep_learning_rates
 from holdfast.measures.spectral_density import spectral_density
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
@@ -36,6 +37,7 @@ HELPERS = {
     "lanczos",
     "landscape",
     "landscape_comparison",
+    "learning_rate_sweep",
     "pairing",
     "ratio",
     "resampling",
@@ -87,6 +89,12 @@ def bowl(seed: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tupl
     return layer, nn.functional.mse_loss, (draw(seed + 1, 64, 8), draw(seed + 2, 64, 1))
 
 
+def sweep(seed: int) -> Sweep:
+    """Descent on a parabola of random curvature."""
+    curvature = 1.0 + float(draw(seed, 1).abs())
+    return sweep_learning_rates(lambda rate: (1 - curvature * rate) ** 20, 1.0, low=0.1, high=10.0, repeats=2)
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -121,6 +129,8 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "hessian-trace": lambda: measure(*bowl(seed), **where, products=6),
         "curvature-spread": lambda: measure(spectral_density(*bowl(seed)), **where),
         "gauss-newton-condition": lambda: measure(*bowl(seed), **where),
+        "maximum-learning-rate": lambda: measure(sweep(seed), **where),
+        "learning-rate-sensitivity": lambda: measure(sweep(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
     return [makers[name]()]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.measures import landscape
+from holdfast.measures import landscape, maximum_learning_rate, sweep_learning_rates
 from holdfast.measures.landscape import MULTIPLES
 
 RATE = 0.05
@@ -72,3 +72,27 @@ def test_random_directions_show_the_mean_square_curvature() -> None:
     squares = np.array(seen.slopes.values[0][1:]) ** 2
     error = squares.std(ddof=1) / np.sqrt(len(squares))
     assert abs(squares.mean() - np.mean(spectrum**2)) < 5 * error
+
+
+@pytest.mark.parametrize(("momentum", "threshold"), [(0.0, 2.0), (0.8, 3.6)])
+def test_maximum_learning_rate_on_a_quadratic_is_the_threshold_over_the_curvature(
+    momentum: float, threshold: float
+) -> None:
+    """Trained for 600 steps with torch's SGD: within 1 % of 2 / λmax, and of 2 (1 + μ) / λmax."""
+    spectrum = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+
+    def train(rate: float) -> float:
+        theta = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = torch.optim.SGD([theta], rate, momentum=momentum)
+        for _ in range(600):
+            optimizer.zero_grad()
+            theta.grad = spectrum * theta.detach()
+            optimizer.step()
+        return float((0.5 * spectrum * theta.detach() ** 2).sum())
+
+    sweep = sweep_learning_rates(train, float(0.5 * spectrum.sum()), low=0.01, high=10.0, points=4, refine=8)
+    found = maximum_learning_rate(sweep)
+    assert found.value == pytest.approx(threshold / 4.0, rel=0.01)
+    low, high = found.interval
+    assert low / 1.01 <= threshold / 4.0 <= high * 1.01
+    assert high / low < 1.01

@@ -50,8 +50,13 @@ from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
 from holdfast.measures.landscape import landscape as landscape
 from holdfast.measures.landscape import take as _take_landscape
 from holdfast.measures.landscape_comparison import compare_landscapes as compare_landscapes
+from holdfast.measures.learning_rate_sensitivity import QUANTITY as _learning_rate_sensitivity
+from holdfast.measures.learning_rate_sensitivity import learning_rate_sensitivity as learning_rate_sensitivity
+from holdfast.measures.learning_rate_sweep import sweep_learning_rates as sweep_learning_rates
 from holdfast.measures.loss_variation import QUANTITY as _loss_variation
 from holdfast.measures.loss_variation import loss_variation as loss_variation
+from holdfast.measures.maximum_learning_rate import QUANTITY as _maximum_learning_rate
+from holdfast.measures.maximum_learning_rate import maximum_learning_rate as maximum_learning_rate
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
@@ -115,6 +120,8 @@ QUANTITIES: dict[str, Quantity] = {
         _hessian_trace,
         _curvature_spread,
         _gauss_newton_condition,
+        _maximum_learning_rate,
+        _learning_rate_sensitivity,
     )
 }
 
