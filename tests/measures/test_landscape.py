@@ -88,7 +88,7 @@ class TestTake:
         moment = Moment(
             model, 4, "mine", batch=batch, loss_fn=F.cross_entropy, optimizer=torch.optim.SGD(model.parameters(), 0.2)
         )
-        found = WATCHABLE["landscape"].take(moment)
+        found = WATCHABLE["landscape"].start()(moment)
         alone = landscape(model, F.cross_entropy, batch, learning_rate=0.2, directions=0)
         tables = [each for each in found if isinstance(each, Table)]
         assert [table.values for table in tables] == [alone.losses.values, alone.changes.values, alone.slopes.values]
@@ -104,7 +104,9 @@ class TestTake:
         moment = Moment(model, 1, before=before, batch=batch, loss_fn=F.cross_entropy, optimizer=optimizer)
         changes, slopes = (
             next(
-                each for each in WATCHABLE["landscape"].take(moment) if isinstance(each, Table) and each.measure == name
+                each
+                for each in WATCHABLE["landscape"].start()(moment)
+                if isinstance(each, Table) and each.measure == name
             )
             for name in ("gradient-predictiveness", "effective-smoothness")
         )
@@ -114,7 +116,7 @@ class TestTake:
 
     def test_says_nothing_without_a_loss_or_a_step(self) -> None:
         model, batch = problem()
-        take = WATCHABLE["landscape"].take
+        take = WATCHABLE["landscape"].start()
         assert take(Moment(model, 1, optimizer=torch.optim.SGD(model.parameters(), 0.2))) == []
         assert take(Moment(model, 1, batch=batch, loss_fn=F.cross_entropy)) == []
 

@@ -181,7 +181,7 @@ def _operators() -> dict[str, Callable[[Objective, Forward, Product], Operator]]
             def __init__(self, objective: Objective, passage: Forward, product: Product) -> None:
                 self._product = product
                 mean = torch.nn.MSELoss()  # only asked for its reduction
-                batch = ({}, torch.empty(0))
+                batch: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0))
                 super().__init__(
                     objective.model,
                     mean,

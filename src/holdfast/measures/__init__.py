@@ -75,6 +75,7 @@ from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.sharpness import QUANTITY as _sharpness
 from holdfast.measures.sharpness import sharpness as sharpness
+from holdfast.measures.sharpness import take as _take_sharpness
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.spectral_density import spectral_density as spectral_density
@@ -126,8 +127,9 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 WATCHABLE: dict[str, Watchable] = {
-    "landscape": Watchable(_take_landscape, frozenset({"loss", "before"})),
-    "stability": Watchable(_take_stability, frozenset({"loss", "optimizer"})),
+    "landscape": Watchable(lambda: _take_landscape, frozenset({"before", "loss"})),
+    "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
+    "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 

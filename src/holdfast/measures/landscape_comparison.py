@@ -70,7 +70,8 @@ def compare_landscapes(
 
 def _on_the_way_down(side: Sequence[Landscape], measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Losses that were lower than any before, and the figure at each."""
-    losses, values = [], []
+    losses: list[float] = []
+    values: list[float] = []
     for each in side:
         if not losses or each.loss < losses[-1]:
             losses.append(each.loss)

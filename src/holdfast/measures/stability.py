@@ -15,7 +15,7 @@ from holdfast.live.curvature import curvature
 from holdfast.live.moment import Moment
 from holdfast.live.objective import Objective
 from holdfast.live.replay import Mode
-from holdfast.measures.sharpness import PRODUCTS, TOLERANCE, largest
+from holdfast.measures.sharpness import PRODUCTS, TOLERANCE, WATCHED_PRODUCTS, largest
 from holdfast.measures.stability_ratio import stability_ratio
 from holdfast.measures.stability_threshold import stability_threshold
 
@@ -104,7 +104,13 @@ def take(moment: Moment) -> list[Reading | Table]:
         return []
     site = Site("", "weight", stream=moment.stream)
     found = stability(
-        moment.model, moment.loss_fn, moment.batch, moment.optimizer, site=site, step=moment.step, products=30
+        moment.model,
+        moment.loss_fn,
+        moment.batch,
+        moment.optimizer,
+        products=WATCHED_PRODUCTS,
+        site=site,
+        step=moment.step,
     )
     if found is None:
         return []
