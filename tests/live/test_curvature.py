@@ -190,6 +190,15 @@ def test_own_functions_with_a_right_second_derivative_pass(dtype: torch.dtype) -
         assert operator.shape == (27, 27)
 
 
+@pytest.mark.parametrize("model", [lambda: Applied(SquareOnce), lambda: Checkpointed(True)])
+def test_gauss_newton_names_them_too(model: Callable[[], nn.Module]) -> None:
+    with (
+        pytest.raises(InputError, match=r"SquareOnce|use_reentrant=True"),
+        curvature(Objective(model().double(), F.cross_entropy, data()), "gauss-newton"),
+    ):
+        pass
+
+
 def test_an_operation_that_torch_cannot_differentiate_twice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention import SDPBackend
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import InputError
+from holdfast.live.hooks import HookSet
 from holdfast.live.objective import Objective, dot, norm
 from holdfast.norms import BatchNorm1d
 
@@ -106,6 +107,28 @@ def test_gradient_elsewhere_is_that_of_a_model_moved_there() -> None:
         assert found.loss == pytest.approx(loss.item(), rel=1e-12), name
         for mine, own in zip(found.gradient, model.parameters(), strict=True):
             torch.testing.assert_close(mine, own.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_the_same_masks_wherever_the_generators_stand_by_now() -> None:
+    model, pair = MODELS["normalised"](), batch()
+    objective = Objective(model, F.cross_entropy, pair)
+    first = objective.at()
+    torch.rand(100)
+    assert objective.at().loss == first.loss
+
+
+def test_hooks_of_a_watch_see_no_pass() -> None:
+    model, seen = nn.Linear(2, 1), []
+    hooks = HookSet()
+    hooks.post(model, lambda *_: seen.append(1))
+    hooks.attach()
+    try:
+        Objective(model, lambda out, _: out.sum(), (torch.ones(4, 2), None)).at()
+        assert seen == []
+        model(torch.ones(4, 2))
+        assert seen == [1]
+    finally:
+        hooks.close()
 
 
 def test_mode_is_as_asked() -> None:
