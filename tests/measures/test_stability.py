@@ -153,9 +153,10 @@ def test_take_reads_what_the_moment_holds() -> None:
     take = WATCHABLE["stability-ratio"].start()
     moment = Moment(model, 5, "mine", batch=batch, loss_fn=F.cross_entropy, optimizer=SGD(model.parameters(), 0.1))
     readings = take(moment)
-    assert [each.measure for each in readings] == ["sharpness", "stability-ratio"]
+    assert [each.measure for each in readings] == ["stability-ratio"]
     assert {(each.site, each.step) for each in readings} == {(Site("", "weight", stream="mine"), 5)}
     assert [each.measure for each in WATCHABLE["sharpness"].start()(moment)] == ["sharpness"]
     unknown = Moment(model, 5, batch=batch, loss_fn=F.cross_entropy, optimizer=RMSprop(model.parameters()))
-    assert [each.measure for each in take(unknown)] == ["sharpness"]
+    with pytest.raises(InputError, match="for RMSprop no stability threshold"):
+        take(unknown)
     assert take(Moment(model, 5, optimizer=SGD(model.parameters(), 0.1))) == []

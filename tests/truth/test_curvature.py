@@ -259,3 +259,27 @@ def test_adam_with_frozen_second_moments_is_stable_just_below_its_threshold_and_
             if steps[-1] > 1e9:
                 break
         assert steps[-1] < 1 if target < 1 else steps[-1] > 1e3, (kind, target, steps[-1])
+
+
+@pytest.mark.slow
+def test_full_batch_descent_on_digits_trains_at_the_edge_of_stability() -> None:
+    """Cohen et al. 2021, section 3: sharpness hovers just above 2/η while the loss falls on; here within 10 % of it."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x = torch.from_numpy(digits.data[:200]).float()
+    x, y = (x - x.mean()) / x.std(), F.one_hot(torch.from_numpy(digits.target[:200]), 10).float()
+    model = nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 10))
+    optimizer = SGD(model.parameters(), 0.4)
+
+    def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
+        return 5 * F.mse_loss(output, targets)
+
+    losses = []
+    for step in range(1, 1501):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if step % 500 == 0:
+            losses.append(float(loss.detach()))
+            assert 0.9 < stability(model, loss_fn, (x, y), optimizer).ratio.value < 1.1
+    assert losses[2] < 0.7 * losses[1] < 0.5 * losses[0]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.live.curvature import curvature
@@ -92,26 +93,34 @@ def stability(
 
 
 def take(moment: Moment) -> list[Reading | Table]:
-    """Sharpness and stability ratio at one step of training.
+    """Stability ratio at one step of training.
 
     Args:
         moment: with a batch, its loss and the optimiser.
 
     Returns:
-        Both readings, the ratio only where the optimiser's threshold is known; none where the loss is not finite.
+        The reading; none where the loss is not finite.
+
+    Raises:
+        InputError: the optimiser's threshold is not known; says why.
     """
     if moment.batch is None or moment.loss_fn is None or moment.optimizer is None:
         return []
-    site = Site("", "weight", stream=moment.stream)
     found = stability(
         moment.model,
         moment.loss_fn,
         moment.batch,
         moment.optimizer,
         products=WATCHED_PRODUCTS,
-        site=site,
+        site=Site("", "weight", stream=moment.stream),
         step=moment.step,
     )
     if found is None:
         return []
-    return [found.sharpness] if found.ratio is None else [found.sharpness, found.ratio]
+    if found.ratio is None:
+        raise InputError(
+            "an optimiser whose stability threshold is known",
+            f"{type(moment.optimizer).__name__}: {found.formula}",
+            "type: measures=['sharpness'], which needs no optimiser",
+        )
+    return [found.ratio]
