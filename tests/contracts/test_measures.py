@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
@@ -21,6 +21,9 @@ from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.live.attention import Attended
 from holdfast.measures import QUANTITIES
+from holdfast.measures.descent import Descent
+from holdfast.measures.learning_rate_sweep import Sweep, sweep_learning_rates
+from holdfast.measures.spectral_density import spectral_density
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
@@ -31,13 +34,21 @@ HELPERS = {
     "activation_window",
     "attention_rows",
     "depth_slope",
+    "descent",
     "distance",
     "l2_norm",
+    "lanczos",
+    "landscape",
+    "landscape_comparison",
+    "learning_rate_sweep",
     "pairing",
     "rank_window",
     "ratio",
     "resampling",
+    "spectral_density",
     "spectrum",
+    "stability",
+    "stability_threshold",
     "streams",
     "student",
     "wilson",
@@ -71,6 +82,26 @@ def norm(value: float, port: str = "grad_output") -> Reading:
     return Reading("gradient-norm", SITE.at(port=port), 1, value, "L2 norm", 64)
 
 
+def line(seed: int) -> Descent:
+    """Losses and gradients along a random direction."""
+    values = draw(seed, 8).abs().double()
+    return Descent(1.0, 2.0, tuple((values + 0.1).tolist()), tuple(values.tolist()), tuple((2 * values).tolist()), 16)
+
+
+def bowl(seed: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+    """A least-squares problem of full rank."""
+    pytest.importorskip("curvlinops", reason="the extra `landscape` is not installed")
+    layer = nn.Linear(8, 1, bias=False, device="meta")  # nothing drawn
+    layer.weight = nn.Parameter(draw(seed, 1, 8))
+    return layer, nn.functional.mse_loss, (draw(seed + 1, 64, 8), draw(seed + 2, 64, 1))
+
+
+def sweep(seed: int) -> Sweep:
+    """Descent on a parabola of random curvature."""
+    curvature = 1.0 + float(draw(seed, 1).abs())
+    return sweep_learning_rates(lambda rate: (1 - curvature * rate) ** 20, 1.0, low=0.1, high=10.0, repeats=2)
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -99,6 +130,17 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
+        "loss-variation": lambda: measure(line(seed), **where),
+        "gradient-predictiveness": lambda: measure(line(seed), **where),
+        "relative-gradient-change": lambda: measure(line(seed), **where),
+        "effective-smoothness": lambda: measure(line(seed), **where),
+        "sharpness": lambda: measure(*bowl(seed), **where),
+        "stability-ratio": lambda: measure(drifts[0], 2.0, **where),
+        "hessian-trace": lambda: measure(*bowl(seed), **where, products=6),
+        "curvature-spread": lambda: measure(spectral_density(*bowl(seed)), **where),
+        "gauss-newton-condition": lambda: measure(*bowl(seed), **where),
+        "maximum-learning-rate": lambda: measure(sweep(seed), **where),
+        "learning-rate-sensitivity": lambda: measure(sweep(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
         "gate-saturation": lambda: measure(seen.summary, **where, samples=16),
         "attention-saturation": lambda: measure(attended, **where),

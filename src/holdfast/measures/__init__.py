@@ -26,6 +26,10 @@ from holdfast.measures.batch_noise import batch_noise as batch_noise
 # signal: what carries no information
 from holdfast.measures.collapsed_features import QUANTITY as _collapsed_features
 from holdfast.measures.collapsed_features import collapsed_features as collapsed_features
+
+# landscape: what the loss looks like around the parameters
+from holdfast.measures.curvature_spread import QUANTITY as _curvature_spread
+from holdfast.measures.curvature_spread import curvature_spread as curvature_spread
 from holdfast.measures.dead_units import QUANTITY as _dead_units
 from holdfast.measures.dead_units import dead_units as dead_units
 
@@ -43,12 +47,30 @@ from holdfast.measures.drift_gain import drift_gain as drift_gain
 # rank: over how many directions features spread
 from holdfast.measures.effective_rank import QUANTITY as _effective_rank
 from holdfast.measures.effective_rank import effective_rank as effective_rank
+from holdfast.measures.effective_smoothness import QUANTITY as _effective_smoothness
+from holdfast.measures.effective_smoothness import effective_smoothness as effective_smoothness
 from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
 from holdfast.measures.gate_saturation import gate_saturation as gate_saturation
+from holdfast.measures.gauss_newton_condition import QUANTITY as _gauss_newton_condition
+from holdfast.measures.gauss_newton_condition import gauss_newton_condition as gauss_newton_condition
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
+from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_predictiveness
+from holdfast.measures.gradient_predictiveness import gradient_predictiveness as gradient_predictiveness
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.hessian_trace import QUANTITY as _hessian_trace
+from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
+from holdfast.measures.landscape import landscape as landscape
+from holdfast.measures.landscape import take as _take_landscape
+from holdfast.measures.landscape_comparison import compare_landscapes as compare_landscapes
+from holdfast.measures.learning_rate_sensitivity import QUANTITY as _learning_rate_sensitivity
+from holdfast.measures.learning_rate_sensitivity import learning_rate_sensitivity as learning_rate_sensitivity
+from holdfast.measures.learning_rate_sweep import sweep_learning_rates as sweep_learning_rates
+from holdfast.measures.loss_variation import QUANTITY as _loss_variation
+from holdfast.measures.loss_variation import loss_variation as loss_variation
+from holdfast.measures.maximum_learning_rate import QUANTITY as _maximum_learning_rate
+from holdfast.measures.maximum_learning_rate import maximum_learning_rate as maximum_learning_rate
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
@@ -58,6 +80,8 @@ from holdfast.measures.parameter_share import parameter_share as parameter_share
 from holdfast.measures.participation_ratio import QUANTITY as _participation_ratio
 from holdfast.measures.participation_ratio import participation_ratio as participation_ratio
 from holdfast.measures.rank_window import RankWindow as RankWindow
+from holdfast.measures.relative_gradient_change import QUANTITY as _relative_gradient_change
+from holdfast.measures.relative_gradient_change import relative_gradient_change as relative_gradient_change
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
@@ -66,9 +90,17 @@ from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.sharpness import QUANTITY as _sharpness
+from holdfast.measures.sharpness import sharpness as sharpness
+from holdfast.measures.sharpness import take as _take_sharpness
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+from holdfast.measures.spectral_density import spectral_density as spectral_density
 from holdfast.measures.spectrum import parts_of as parts_of
+from holdfast.measures.stability import stability as stability
+from holdfast.measures.stability import take as _take_stability
+from holdfast.measures.stability_ratio import QUANTITY as _stability_ratio
+from holdfast.measures.stability_ratio import stability_ratio as stability_ratio
 from holdfast.measures.stream_gradient import QUANTITY as _stream_gradient
 from holdfast.measures.stream_gradient import stream_gradient as stream_gradient
 from holdfast.measures.stream_rms import QUANTITY as _stream_rms
@@ -120,6 +152,17 @@ QUANTITIES: dict[str, Quantity] = {
         _stream_shift,
         _stream_share,
         _stream_gradient,
+        _loss_variation,
+        _gradient_predictiveness,
+        _relative_gradient_change,
+        _effective_smoothness,
+        _sharpness,
+        _stability_ratio,
+        _hessian_trace,
+        _curvature_spread,
+        _gauss_newton_condition,
+        _maximum_learning_rate,
+        _learning_rate_sensitivity,
     )
 }
 
@@ -141,6 +184,9 @@ WATCHABLE: dict[str, Watchable] = {
     "stream-shift": _streams,
     "stream-share": _streams,
     "stream-gradient": Watchable(lambda: _take_stream_gradients, frozenset({"loss"})),
+    "landscape": Watchable(lambda: _take_landscape, frozenset({"before", "loss"})),
+    "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
+    "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
