@@ -34,6 +34,9 @@ from holdfast.live.locate import first_nonfinite as first_nonfinite
 from holdfast.live.measurable import transforming as transforming
 from holdfast.live.measurable import unmeasured as unmeasured
 
+# what the calls of a forward pass gave
+from holdfast.live.memo import Memo as Memo
+
 # where streams meet
 from holdfast.live.merges import Merge as Merge
 from holdfast.live.merges import Merges as Merges
@@ -52,6 +55,8 @@ from holdfast.live.ranks import copies as copies
 from holdfast.live.ranks import talks as talks
 from holdfast.live.ranks import this_rank as this_rank
 from holdfast.live.ranks import world_size as world_size
+from holdfast.live.repeated import Repeated as Repeated
+from holdfast.live.repeated import repeated as repeated
 from holdfast.live.replay import Autocast as Autocast
 from holdfast.live.replay import Call as Call
 from holdfast.live.replay import record_call as record_call
