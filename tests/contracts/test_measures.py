@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
-from holdfast.core.reading import Reading
+from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
@@ -26,7 +26,7 @@ from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+HELPERS = {"depth_slope", "distance", "l2_norm", "labelled_batch", "pairing", "ratio", "resampling", "student"}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -57,7 +57,7 @@ def norm(value: float, port: str = "grad_output") -> Reading:
 
 
 def readings_of(name: str, seed: int) -> list[Reading | None]:
-    """Readings of a measure on random data. A new measure needs a line here."""
+    """Readings of a measure on random data. A new measure needs a line here, or in `tables_of`."""
     measure = function_of(name)
     x, y, seen = batch(seed)
     where = {"site": SITE, "step": 3}
@@ -83,7 +83,22 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "train-eval-gap": lambda: measure(normalised(seed), **where),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
-    return [makers[name]()]
+    return [makers[name]()] if name in makers else []
+
+
+def tables_of(name: str, seed: int) -> list[Table]:
+    """Tables of a measure that gives no reading, on random data."""
+    measure = function_of(name)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for place, parameter in enumerate(model.parameters()):
+            parameter.copy_(draw(seed + place, *parameter.shape))
+    labelled = draw(seed, 8, 5), draw(seed + 1, 8, 1)
+    update = {key: 0.1 * draw(seed + 2, *value.shape) for key, value in model.named_parameters()}
+    makers: dict[str, Callable[[], Table]] = {
+        "gradient-ics": lambda: measure(model, nn.functional.mse_loss, labelled, update, step=3),
+    }
+    return [makers[name]()] if name in makers else []
 
 
 def module_of(name: str) -> object:
@@ -128,6 +143,16 @@ class TestEveryMeasure:
         assert "Args:" in text
         assert "Returns:" in text
 
+    def test_tables_keep_to_what_is_declared(self, name: str) -> None:
+        tables = tables_of(name, 0)
+        assert bool(tables) != bool(readings_of(name, 0))
+        for table in tables:
+            assert (table.measure, table.unit, table.step) == (name, QUANTITIES[name].unit, 3)
+            assert table.n > 0
+            assert len(set(table.rows)) == len(table.rows) == len(table.values)
+            assert all(len(row) == len(set(table.columns)) for row in table.values)
+            assert all(type(value) is float for row in table.values for value in row)
+
     def test_readings_keep_to_what_is_declared(self, name: str) -> None:
         quantity = QUANTITIES[name]
         low, high = quantity.bounds
@@ -151,13 +176,14 @@ class TestEveryMeasure:
 
     def test_random_states_stay_untouched_and_readings_repeat(self, name: str) -> None:
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-        first = readings_of(name, 5)
+        with torch.random.fork_rng():  # the network of `tables_of` draws its first weights
+            first = readings_of(name, 5), str(tables_of(name, 5))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
         assert np.random.get_state()[1].tolist() == before[2]
         torch.manual_seed(99)
         random.seed(99)
-        assert readings_of(name, 5) == first
+        assert (readings_of(name, 5), str(tables_of(name, 5))) == first
 
 
 @pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift"])

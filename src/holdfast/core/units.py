@@ -22,6 +22,8 @@ class Unit(StrEnum):
     """The tensor's own unit."""
     LOSS = "loss"
     """The unit of the user's loss."""
+    BY_COLUMN = "each column its own"
+    """Of a table whose columns say in what they are."""
     COUNT = "count"
     STEPS = "steps"
     SETTING = "setting"

@@ -153,13 +153,13 @@ class Recorder(TorchFunctionMode):
         number = len(memo.calls)
         answer = Answer(module, len(memo.order))
         memo.calls.append(answer)
-        if module in self._leaves:  # what happens in a kernel of its own is not seen
-            self._use([each for each in module.parameters() if each is not None])
         first_write = len(self._writes)
         leaves = tree_leaves((args, kwargs))
         versions = [each._version for each in leaves if isinstance(each, Tensor)]
         random = RandomState.capture(python=memo.draws, numpy=memo.draws)
         output = forward(*args, **kwargs)
+        if module in self._leaves:  # a kernel of its own may have used what no operation of torch was seen to take
+            self._use(list(module.parameters()))
         answer.after, answer.left = len(memo.calls), len(memo.order)
         answer.barred = not self._states[module].note(self._writes)
         answer.writes = tuple(self._writes[first_write:])
@@ -267,7 +267,7 @@ class _State:
         self._contents = [pair for pair in kept.contents if not any(pair[0] is each for each in own)]
         self._drawing = bool(kept.generators)  # a generator of its own, whose state cannot be compared
         ours = type(kept.module).__module__.startswith("holdfast.")
-        self._private = _PRIVATE | {"_kept"} if ours else _PRIVATE
+        self._private = _PRIVATE | {"_kept", "_listened", "_pool"} if ours else _PRIVATE
         self._last = self._look()
 
     def note(self, writes: list[_Write]) -> bool:

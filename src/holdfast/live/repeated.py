@@ -95,8 +95,10 @@ class Repeated:
         Returns:
             What the forward returned.
         """
-        changed = {self.name_of(name): value for name, value in (values or {}).items()}
         base = self._present if memo is None else memo.parameters
+        changed = {
+            first: value for name, value in (values or {}).items() if value is not base[first := self.name_of(name)]
+        }
         self._listener = None if memo is None else Teller(memo, changed)
         with torch.set_grad_enabled(any(value.requires_grad for value in changed.values())):
             return self._run({**base, **changed})
@@ -114,7 +116,7 @@ class Repeated:
             The memo, for `run`; it holds on to all activations of the pass.
         """
         parameters = {**self._present, **{self.name_of(name): value for name, value in (values or {}).items()}}
-        memo = Memo({name: value.detach() for name, value in parameters.items()})
+        memo = Memo({name: value.detach() if value.requires_grad else value for name, value in parameters.items()})
         for _ in range(2):
             again = self._record(memo)
             if not again:

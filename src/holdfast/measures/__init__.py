@@ -31,6 +31,9 @@ from holdfast.measures.drift_amplification import QUANTITY as _drift_amplificati
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
+from holdfast.measures.gradient_ics import QUANTITY as _gradient_ics
+from holdfast.measures.gradient_ics import gradient_ics as gradient_ics
+from holdfast.measures.gradient_ics import take as _take_gradient_ics
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
@@ -75,6 +78,7 @@ QUANTITIES: dict[str, Quantity] = {
         _backward_gain,
         _gradient_norm,
         _gradient_slope,
+        _gradient_ics,
         _weight_norm,
         _update_ratio,
         _batch_noise,
@@ -83,7 +87,9 @@ QUANTITIES: dict[str, Quantity] = {
     )
 }
 
-WATCHABLE: dict[str, Watchable] = {}
+WATCHABLE: dict[str, Watchable] = {
+    "gradient-ics": Watchable(_take_gradient_ics, frozenset({"before", "loss"})),
+}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
