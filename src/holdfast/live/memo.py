@@ -8,8 +8,9 @@ between the modules included, so any graph will do: branches, concatenations, sh
 A call is never answered, and runs again with its parts answered where they can be, if
 - it changed one of its arguments in place or handed one on (an in-place ReLU, a view): whoever holds the argument would
   miss the change;
-- it was given or gave anything else than tensors and plain values: another object may have been changed by it;
-- it changed a list, set or dictionary of its module, or a module inside of it has hooks of the user's.
+- it or a call inside of it was given anything else than tensors and plain values (another object may have been changed
+  by it), or changed a list, set or dictionary of its module;
+- a module inside of it has hooks of the user's, or it gave something that cannot be given again.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Answer:
         random: the generators at its end; `None` where it did not draw.
         writes: what it wrote to buffers and attributes.
         barred: whether it must run again.
+        bars: whether the calls around it must, too.
     """
 
     module: nn.Module
@@ -70,7 +72,8 @@ class Answer:
     spec: TreeSpec | None = None
     random: RandomState | None = None
     writes: tuple[_Write, ...] = ()
-    barred: bool = False
+    barred: bool = True  # until it has ended: one that raised gave nothing
+    bars: bool = False
 
     def output(self) -> Any:
         """What the call gave, in fresh containers."""
@@ -127,6 +130,7 @@ class Recorder(TorchFunctionMode):
         self._seen: set[str] = set()
         self._leaves = {module for _, module in leaf_modules(model)}
         self._states = {each.module: _State(each) for each in kept}
+        self._own = {storage_of(each) for state in self._states.values() for each in state.tensors}
         self._writes: list[_Write] = []
         self._watched: list[tuple[int, Tensor, int]] = []  # outputs: call, tensor, version at the call's end
 
@@ -161,29 +165,31 @@ class Recorder(TorchFunctionMode):
         if module in self._leaves:  # a kernel of its own may have used what no operation of torch was seen to take
             self._use(list(module.parameters()))
         answer.after, answer.left = len(memo.calls), len(memo.order)
-        answer.barred = not self._states[module].note(self._writes)
+        within = memo.calls[number + 1 :]
+        plain = all(isinstance(each, _PLAIN) for each in leaves)
+        answer.bars = not (self._states[module].note(self._writes) and plain) or any(each.bars for each in within)
         answer.writes = tuple(self._writes[first_write:])
         now = RandomState.capture(python=memo.draws, numpy=memo.draws)
         answer.random = None if _same_torch(random, now) and _same_others(random, now) else now
-        answer.barred |= any(_has_hooks(each.module) or each.barred for each in memo.calls[number + 1 :])
-        answer.barred |= _touched(leaves, versions, tree_leaves((args, kwargs)))
-        self._keep(number, answer, output, leaves)
+        hooked = any(_has_hooks(each.module) for each in within)
+        if not (answer.bars or hooked or _touched(leaves, versions, tree_leaves((args, kwargs)))):
+            self._keep(number, answer, output, leaves)
         return output
 
     def _keep(self, number: int, answer: Answer, output: Any, arguments: list[Any]) -> None:
         given, spec = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
-        tensors = [(place, each) for place, each in enumerate(given) if isinstance(each, Tensor)]
         held = {storage_of(each) for each in arguments if isinstance(each, Tensor)}
-        answer.barred |= not all(isinstance(each, _PLAIN) for each in (*given, *arguments))
-        answer.barred |= any(storage_of(each) in held for _, each in tensors)
-        if answer.barred:
+        storages = {place: storage_of(each) for place, each in enumerate(given) if isinstance(each, Tensor)}
+        if not all(isinstance(each, _PLAIN) for each in given) or not held.isdisjoint(storages.values()):
             return
+        answer.barred = False
         if number in self._memo.mutated:
-            answer.changed = tuple(place for place, _ in tensors)
-            for place, each in tensors:
-                given[place] = each.clone()
+            answer.changed = tuple(storages)
         else:
-            self._watched += [(number, each, each._version) for _, each in tensors]
+            answer.changed = tuple(place for place, storage in storages.items() if storage in self._own)
+            self._watched += [(number, given[place], given[place]._version) for place in storages]
+        for place in answer.changed:
+            given[place] = given[place].clone()
         answer.given, answer.spec = tuple(given), spec
 
     def finish(self, start: RandomState) -> bool:
@@ -255,7 +261,7 @@ class _Write:
         if self.in_place:
             self.holder[self.name].copy_(self.value)
         else:
-            self.holder[self.name] = self.value
+            self.holder[self.name] = self.value.clone() if isinstance(self.value, Tensor) else self.value
 
 
 class _State:
@@ -269,6 +275,11 @@ class _State:
         ours = type(kept.module).__module__.startswith("holdfast.")
         self._private = _PRIVATE | {"_kept", "_listened", "_pool"} if ours else _PRIVATE
         self._last = self._look()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its buffers, and tensors among its attributes, which each run finds as they were."""
+        return [value for value, _ in self._last.values() if isinstance(value, Tensor)]
 
     def note(self, writes: list[_Write]) -> bool:
         """Write down what changed since; whether it can be put there again by an assignment or a copy."""

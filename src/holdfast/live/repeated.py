@@ -88,7 +88,8 @@ class Repeated:
 
         Args:
             values: parameters that differ from those of the memo (of the model, without a memo), by any of their
-                names. Of those that require a gradient, the output has a graph.
+                names. Of those that require a gradient, the output has a graph; take gradients before the next run,
+                which puts buffers back that the graph may hold.
             memo: from `record`; calls that ended before a parameter of `values` was first used are not run but
                 answered with what they gave then.
 

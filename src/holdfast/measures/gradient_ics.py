@@ -217,9 +217,9 @@ def _gradients(
         before = {forward.name_of(name): value for name, value in before.items()}
         leaves = {name: before[name].detach().requires_grad_() for name in sorted(trained)}
         output = forward.run({**before, **leaves})
+        old = _present(leaves, batch.gradients(output, list(leaves.values())))
         if check:
             batch.refuse_random(model, output, lambda: forward.run(before))
-        old = _present(leaves, batch.gradients(output, list(leaves.values())))
         del output
         for step in steps:
             after = {forward.name_of(name): value for name, value in step(before, old).items()}
