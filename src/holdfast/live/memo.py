@@ -6,8 +6,8 @@ generators and what it wrote to buffers and attributes are put to where it left 
 between the modules included, so any graph will do: branches, concatenations, shared and bare parameters, recurrence.
 
 A call is never answered, and runs again with its parts answered where they can be, if
-- it changed one of its arguments in place or handed one on (an in-place ReLU, a view): whoever holds the argument would
-  miss the change;
+- it changed one of its arguments in place, or what it gave shares memory with one or with a buffer (an in-place ReLU, a
+  view): who holds the one would miss changes of the other;
 - it or a call inside of it was given anything else than tensors and plain values (another object may have been changed
   by it), or changed a list, set or dictionary of its module;
 - a module inside of it has hooks of the user's, or it gave something that cannot be given again.
@@ -178,18 +178,17 @@ class Recorder(TorchFunctionMode):
 
     def _keep(self, number: int, answer: Answer, output: Any, arguments: list[Any]) -> None:
         given, spec = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
-        held = {storage_of(each) for each in arguments if isinstance(each, Tensor)}
+        held = self._own | {storage_of(each) for each in arguments if isinstance(each, Tensor)}
         storages = {place: storage_of(each) for place, each in enumerate(given) if isinstance(each, Tensor)}
         if not all(isinstance(each, _PLAIN) for each in given) or not held.isdisjoint(storages.values()):
             return
         answer.barred = False
         if number in self._memo.mutated:
             answer.changed = tuple(storages)
+            for place in storages:
+                given[place] = given[place].clone()
         else:
-            answer.changed = tuple(place for place, storage in storages.items() if storage in self._own)
             self._watched += [(number, given[place], given[place]._version) for place in storages]
-        for place in answer.changed:
-            given[place] = given[place].clone()
         answer.given, answer.spec = tuple(given), spec
 
     def finish(self, start: RandomState) -> bool:
