@@ -59,6 +59,7 @@ class Repeated:
         for module in modules:
             module.__dict__["forward"] = partial(self._forward, module, module.forward)
         self._kept = [Kept(module) for module in modules]
+        self._writing = [kept for kept in self._kept if not _keeps_nothing(kept.module)]
         self._tensors = _Tensors(modules)
 
     @property
@@ -150,7 +151,7 @@ class Repeated:
     def _restore(self) -> None:
         """Put back what a run before may have written."""
         self._tensors.restore()
-        for kept in self._kept:
+        for kept in self._writing:
             kept.restore()
 
     def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -178,6 +179,15 @@ class Repeated:
                 holders = self._places.setdefault(first, [])
                 if not any(holder is place[0] and other == key for holder, other in holders):
                     holders.append(place)
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    """Whether a forward is known to write nothing to a module but its buffers: torch's own layers, without hooks.
+
+    Asking all modules after each run would cost 3 µs for each, a tenth of a small network's pass.
+    """
+    own = type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, nn.RNNBase)
+    return own and not module._forward_pre_hooks and not module._forward_hooks
 
 
 class _Tensors:

@@ -255,9 +255,8 @@ def _behind_prefix(
         leaves = {name: before[name].detach().requires_grad_() for name in names}
         still = {name: before[name] for each in layers[number:] for name in each.names}
         output = forward.run({**still, **leaves}, memo=memo)
-        gradients = batch.gradients(output, list(leaves.values()), strict=False)
-        found = _present(leaves, gradients)
-        new.update({name: found.get(name, torch.zeros_like(old[name])) for name in names})
+        found = _present(leaves, batch.gradients(output, list(leaves.values()), strict=False))
+        new.update({name: found[name] if name in found else torch.zeros_like(old[name]) for name in names})
     return layers, new
 
 
@@ -323,21 +322,30 @@ def _scale_free(weights: Mapping[str, Tensor], found: Sequence[_Gradients], name
 
 def _orthogonal(weight: Tensor, gradient: Tensor) -> bool:
     """Whether w·g = 0: for every output on its own (BatchNorm behind it), or for the whole (LayerNorm)."""
-    w, g = (each.detach().flatten(1).double() for each in (weight, gradient))
-    dots, sizes = (w * g).sum(1), w.norm(dim=1) * g.norm(dim=1)
-    if not float(sizes.sum()) > 0:
+    w, g = (_real(each).flatten(1) for each in (weight, gradient))
+    dots, sizes = torch.linalg.vecdot(w, g), _norm([w]) * _norm([g])
+    if not sizes > 0:
         return False
-    by_output = float(dots.abs().sum() / sizes.sum())
-    whole = float(dots.sum().abs() / (w.norm() * g.norm()))
-    return by_output < _OUTPUTS_INVARIANT or whole < _WHOLE_INVARIANT
+    if abs(float(dots.sum())) < _WHOLE_INVARIANT * sizes:
+        return True
+    by_output = float(dots.abs().sum())
+    if by_output > _OUTPUTS_INVARIANT * sizes:  # Σ ‖w_c‖‖g_c‖ ≤ ‖w‖‖g‖
+        return False
+    return by_output < _OUTPUTS_INVARIANT * float(w.norm(dim=1) @ g.norm(dim=1))
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in tensors))
+    return math.hypot(*(float(torch.linalg.vector_norm(_real(each))) for each in tensors))
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+    return sum(float(_real(x).flatten() @ _real(y).flatten()) for x, y in zip(a, b, strict=True))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """In a type that sums keep their digits in: torch's float32 sums of n values round to about 1e-7 of their size."""
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return tensor.detach() if tensor.dtype in (torch.float32, torch.float64) else tensor.detach().float()
 
 
 def _checked_update(model: nn.Module, update: object) -> dict[str, Tensor]:
@@ -358,7 +366,7 @@ def _checked_update(model: nn.Module, update: object) -> dict[str, Tensor]:
         if not isinstance(delta, Tensor) or delta.shape != parameter.shape:
             got = f"shape {tuple(delta.shape)}" if isinstance(delta, Tensor) else f"a {type(delta).__name__}"
             raise InputError(f"an update of shape {tuple(parameter.shape)} for {name!r}", got, fix)
-        if not bool(torch.isfinite(delta).all()):
+        if not math.isfinite(_norm([delta])):
             raise InputError(
                 "a finite update", f"NaN or infinity in that of {name!r}", "measure a step that did not diverge"
             )
