@@ -116,7 +116,7 @@ def stepped(name: str, model: nn.Module, inputs: Any, targets: Tensor) -> Networ
     return Network(name, model, (inputs, targets), {k: v.detach() - before[k] for k, v in model.named_parameters()})
 
 
-def equal_layers(depth: int, width: int = 256, batch: int = 512) -> Network:
+def equal_layers(depth: int, width: int = 512, batch: int = 512) -> Network:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(depth)])
     return stepped(
@@ -127,16 +127,16 @@ def equal_layers(depth: int, width: int = 256, batch: int = 512) -> Network:
     )
 
 
-def residual(blocks: int = 12, width: int = 16, batch: int = 32) -> Network:
+def residual(blocks: int = 12, width: int = 16, batch: int = 16, size: int = 16) -> Network:
     torch.manual_seed(0)
     stem = nn.Conv2d(3, width, 3, padding=1)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
     model = nn.Sequential(stem, *[Residual(width) for _ in range(blocks)], *head)
-    name = f"residual CNN, {blocks} blocks, {width} channels, batch {batch} of 3 × 32 × 32"
-    return stepped(name, model, torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,)))
+    name = f"residual CNN, {blocks} blocks, {width} channels, batch {batch} of 3 × {size} × {size}"
+    return stepped(name, model, torch.randn(batch, 3, size, size), torch.randint(10, (batch,)))
 
 
-def gpt(layers: int = 6, width: int = 128, length: int = 64, batch: int = 16) -> Network:
+def gpt(layers: int = 6, width: int = 128, length: int = 64, batch: int = 4) -> Network:
     torch.manual_seed(0)
     blocks = [Transformer(width, 4) for _ in range(layers)]
     model = nn.Sequential(nn.Embedding(65, width), *blocks, nn.LayerNorm(width), nn.Linear(width, 65))
@@ -247,8 +247,8 @@ def cases() -> list[Case]:
         Case(name, equal_layers(20), gradient_ics, **ics, bar=2.3),
         Case(name, residual(), gradient_ics, **ics),
         Case(name, gpt(), gradient_ics, **ics),
-        *(Case(name, equal_layers(depth), gradient_ics, **ics) for depth in (5, 10, 40)),
-        Case(f"{name}, with two ρ and debiased", equal_layers(20), gradient_ics_with_variants),
+        *(Case(name, equal_layers(depth, 256), gradient_ics, **ics) for depth in (5, 10, 20, 40)),
+        Case(f"{name}, with two ρ and debiased", equal_layers(20, 256), gradient_ics_with_variants),
     ]
 
 

@@ -17,7 +17,7 @@ from holdfast.core.errors import InputError
 from holdfast.core.interrupt import deferred, interruptible
 from holdfast.live.hooks import all_detached
 from holdfast.live.inner import inner_model
-from holdfast.live.memo import Memo, Recorder, Teller
+from holdfast.live.memo import Memo, Recorder, Teller, keeps_nothing
 from holdfast.live.random_state import RandomState, preserved_random_state
 from holdfast.live.ranks import is_sharded
 from holdfast.live.replay import Call, Kept, Mode, autocast_as, cloned, plain_execution, untouched
@@ -59,7 +59,7 @@ class Repeated:
         for module in modules:
             module.__dict__["forward"] = partial(self._forward, module, module.forward)
         self._kept = [Kept(module) for module in modules]
-        self._writing = [kept for kept in self._kept if not _keeps_nothing(kept.module)]
+        self._writing = [kept for kept in self._kept if not keeps_nothing(kept.module)]
         self._tensors = _Tensors(modules)
 
     @property
@@ -179,15 +179,6 @@ class Repeated:
                 holders = self._places.setdefault(first, [])
                 if not any(holder is place[0] and other == key for holder, other in holders):
                     holders.append(place)
-
-
-def _keeps_nothing(module: nn.Module) -> bool:
-    """Whether a forward is known to write nothing to a module but its buffers: torch's own layers, without hooks.
-
-    Asking all modules after each run would cost 3 µs for each, a tenth of a small network's pass.
-    """
-    own = type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, nn.RNNBase)
-    return own and not module._forward_pre_hooks and not module._forward_hooks
 
 
 class _Tensors:

@@ -18,8 +18,8 @@ Why it matters:
     Where relative ICS nears 1, or the cosine falls, a layer's step was aimed at a network that no longer exists.
 
 When it is wrong:
-    Steps of two networks differ in size, and ICS grows with the step: Santurkar et al. found more of it in networks
-    with BatchNorm, at each network's own steps. Compare networks at equal ρ as well; the conclusion can turn around.
+    Steps of two networks differ in size, and ICS grows with the step: Santurkar et al. found no less of it in networks
+    with BatchNorm, at each network's own steps. Compare networks at equal ρ as well; the conclusion can depend on it.
     On one batch the difference contains that batch's noise: raw² beyond debiased² is it (with BatchNorm, halves have
     noisier statistics of their own). The raw norm has the loss's unit over the weight's: where a normaliser follows,
     doubling W halves G, and only `‖W‖·‖G − G′‖` compares (told by w·g = 0; empty elsewhere). ICS says that layers
