@@ -96,6 +96,7 @@ def tables_of(name: str, seed: int) -> list[Table]:
     labelled = draw(seed, 8, 5), draw(seed + 1, 8, 1)
     update = {key: 0.1 * draw(seed + 2, *value.shape) for key, value in model.named_parameters()}
     makers: dict[str, Callable[[], Table]] = {
+        "attribution": lambda: measure(model, labelled[0], update, step=3).effect,
         "gradient-ics": lambda: measure(model, nn.functional.mse_loss, labelled, update, step=3),
     }
     return [makers[name]()] if name in makers else []

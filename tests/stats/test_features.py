@@ -33,3 +33,19 @@ def test_a_site_without_figures_is_collapsed_throughout():
 
 def test_sizes():
     assert (features([1.0, 2.0]).samples, features([1.0, 2.0]).channels) == (4, 2)
+
+
+def test_of_a_block_as_the_kernel_sees_it_and_equal_blocks_equal_to_the_last_bit():
+    torch.manual_seed(0)
+    x = 3 * torch.randn(16, 5, 7) + 2
+    x[0, 0, :3] = math.nan
+    x[1, 1] = math.inf
+    mine, kernel = Features.of(x), observe(x).features
+    assert mine.values[1, 1].isnan()
+    for name in ("values", "sd", "mean"):
+        torch.testing.assert_close(getattr(mine, name), getattr(kernel, name), equal_nan=True)
+    assert math.isclose(mine.rms, kernel.rms, rel_tol=1e-6)
+    assert mine.positions == kernel.positions == 7
+    again = Features.of(x.transpose(1, 2).contiguous().transpose(1, 2).contiguous())
+    assert again.values.nan_to_num().equal(mine.values.nan_to_num())
+    assert Features.of(torch.full((3, 2, 1), math.nan)).collapsed.all()

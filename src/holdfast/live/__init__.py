@@ -4,6 +4,10 @@
 from holdfast.live.discover import Registry as Registry
 from holdfast.live.discover import models_of as models_of
 
+# parameters that hold other values for a while, and what every layer then takes and gives
+from holdfast.live.exchange import exchanged as exchanged
+from holdfast.live.feature_reader import FeatureReader as FeatureReader
+
 # which layer feeds which
 from holdfast.live.flow import Flow as Flow
 

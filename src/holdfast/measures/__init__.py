@@ -7,6 +7,12 @@ from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading, Table
 from holdfast.live.moment import Watchable
 
+# upstream attribution: whose update moved it
+from holdfast.measures.attribution import QUANTITY as _attribution
+from holdfast.measures.attribution import Attribution as Attribution
+from holdfast.measures.attribution import attribution as attribution
+from holdfast.measures.attribution import take as _take_attribution
+
 # gradient flow and updates
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
 from holdfast.measures.backward_gain import backward_gain as backward_gain
@@ -71,6 +77,7 @@ QUANTITIES: dict[str, Quantity] = {
         _parameter_share,
         _drift_gain,
         _drift_amplification,
+        _attribution,
         _collapsed_features,
         _signal_spread,
         _saturated_fraction,
@@ -88,6 +95,7 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 WATCHABLE: dict[str, Watchable] = {
+    _attribution.name: Watchable(_take_attribution, frozenset({"before", "call"})),
     "gradient-ics": Watchable(_take_gradient_ics, frozenset({"before", "loss"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float32, Float64
+import torch
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 COLLAPSED_BELOW = 1e-6
@@ -35,6 +36,28 @@ class Features:
     mean: Float64[Tensor, channels]
     rms: float
     positions: int = 1
+
+    @classmethod
+    def of(cls, block: Float[Tensor, "samples channels positions"]) -> Features:
+        """Of a block, by plain PyTorch whatever its memory: equal blocks give equal figures, to the last bit.
+
+        Args:
+            block: `(samples, channels, positions)`; values that are not finite are left out.
+
+        Returns:
+            The features, on the block's device.
+
+        Example:
+            >>> features = Features.of(torch.tensor([[[1.0, 3.0]], [[0.0, 4.0]]]))
+            >>> features.values.tolist(), features.mean.tolist(), round(features.sd.item(), 3)
+            ([[2.0], [2.0]], [2.0], 1.581)
+        """
+        x = block.detach().double()
+        x = torch.where(x.isfinite(), x, torch.nan)
+        mean = x.nanmean((0, 2))
+        sd = (x - mean[:, None]).square_().nanmean((0, 2)).sqrt_()
+        rms = float(x.square().nanmean().sqrt())
+        return cls(x.nanmean(2).float(), sd, mean, rms, block.shape[2])
 
     @property
     def samples(self) -> int:
