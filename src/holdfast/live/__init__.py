@@ -47,6 +47,11 @@ from holdfast.live.merges import Merges as Merges
 from holdfast.live.merges import Operand as Operand
 from holdfast.live.merges import Value as Value
 
+# what an update moves
+from holdfast.live.moves import Move as Move
+from holdfast.live.moves import by_layer as by_layer
+from holdfast.live.moves import moves_of as moves_of
+
 # a forward pass once more, and followed operation by operation
 from holdfast.live.operations import operation_name as operation_name
 from holdfast.live.passage import Passage as Passage

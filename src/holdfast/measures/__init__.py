@@ -11,6 +11,7 @@ from holdfast.live.moment import Watchable
 from holdfast.measures.attribution import QUANTITY as _attribution
 from holdfast.measures.attribution import Attribution as Attribution
 from holdfast.measures.attribution import attribution as attribution
+from holdfast.measures.attribution import attributions as attributions
 from holdfast.measures.attribution import take as _take_attribution
 
 # gradient flow and updates

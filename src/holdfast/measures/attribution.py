@@ -59,6 +59,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError, StatisticError
+from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
@@ -68,11 +69,10 @@ from holdfast.live.exchange import exchanged
 from holdfast.live.feature_reader import MAX_ELEMENTS, FeatureReader
 from holdfast.live.hooks import all_detached
 from holdfast.live.inner import inner_model
-from holdfast.live.leaves import leaf_modules
 from holdfast.live.moment import Moment
+from holdfast.live.moves import Move, by_layer, moves_of
 from holdfast.live.replay import Call, record_call
 from holdfast.live.structure import extract
-from holdfast.live.tensors import storage_of
 from holdfast.measures.pairing import Usable, numbers, usable_features
 from holdfast.measures.parameter_drift import parameter_drift
 from holdfast.stats.features import Features
@@ -108,6 +108,63 @@ class Attribution(NamedTuple):
     effect: Table
     drift: Table
     floor: Table
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers: the columns without the last two."""
+        return self.effect.columns[:-2]
+
+    def cells(self, site: Site) -> list[Cell] | None:
+        """What is known of a site: a cell for each layer, one for all together, one for the interaction.
+
+        Args:
+            site: an input or output of a leaf layer.
+
+        Returns:
+            The cells, or `None` for a site that was not seen.
+        """
+        if str(site) not in self.effect.rows:
+            return None
+        row = self.effect.rows.index(str(site))
+        columns = zip(*(table.values[row] for table in self), strict=True)
+        return [Cell(*column) for column in columns]
+
+
+class Cell(NamedTuple):
+    """What one update did to one site.
+
+    Args:
+        effect: along the joint shift, signed.
+        drift: that it caused alone.
+        floor: of that drift.
+    """
+
+    effect: float
+    drift: float
+    floor: float
+
+    @property
+    def above_noise(self) -> bool:
+        """Whether it moved the site more than chance would."""
+        return math.isfinite(self.effect) and self.drift > self.floor
+
+
+def attributions(history: History, stream: str = "net") -> list[Attribution]:
+    """The attributions that a run holds.
+
+    Args:
+        history: of a run.
+        stream: which model.
+
+    Returns:
+        One for each step that was taken apart, in rising order.
+    """
+    found: dict[tuple[int, tuple[str, ...]], list[Table]] = {}
+    for name in TABLES:
+        for table in history.tables(name):
+            if table.rows and Site.parse(table.rows[0]).stream == stream:
+                found.setdefault((table.step, table.rows), []).append(table)
+    return [Attribution(*tables) for tables in found.values() if len(tables) == len(TABLES)]
 
 
 def attribution(
@@ -152,11 +209,11 @@ def attribution(
         StatisticError: there are fewer than two samples.
     """
     inner, call = inner_model(model), _call(inputs)
-    moves = _moves(inner, update, before, after)
+    moves = moves_of(inner, update, before, after)
     with all_detached():
         if structure is None or not structure.order:
             structure = extract(inner, call=call)
-        layers = _layers(inner, structure, moves)
+        layers = by_layer(inner, structure, moves)
         reader = FeatureReader(inner, structure, stream=stream, max_elements=max_elements)
         places = _moved(reader, call, layers)
     return _tables(places, list(layers), step)
@@ -185,22 +242,6 @@ def take(moment: Moment) -> list[Reading | Table]:
     )
 
 
-# what moves
-
-
-class _Move(NamedTuple):
-    """A parameter between two states."""
-
-    name: str
-    parameter: Tensor
-    before: Tensor
-    after: Tensor
-
-    @property
-    def moved(self) -> bool:
-        return not torch.equal(self.before.to(self.after), self.after)
-
-
 def _call(inputs: Any) -> Call:
     if isinstance(inputs, Call):
         return inputs
@@ -209,78 +250,7 @@ def _call(inputs: Any) -> Call:
     return record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
-def _moves(
-    model: nn.Module,
-    update: Mapping[str, Tensor] | None,
-    before: Mapping[str, Tensor] | None,
-    after: Mapping[str, Tensor] | None,
-) -> list[_Move]:
-    """The parameters that are named, each once, in the order of the model."""
-    if (update is None) == (before is None) or (update is not None and after is not None):
-        told = [name for name, each in (("update", update), ("before", before), ("after", after)) if each is not None]
-        raise InputError(
-            "an update, told once",
-            " and ".join(told) or "none",
-            "give update= (ΔW by name), or before= (and the model as it is now), or before= and after=",
-        )
-    named = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} - named.keys()
-    found: dict[int, _Move] = {}
-    for name, value in (update if update is not None else before or {}).items():
-        if name in buffers:
-            continue  # state dictionaries hold them too
-        other = value if after is None else after.get(name)
-        _require_fits(name, named, value, other)
-        parameter, old = named[name], named[name].detach()
-        if update is not None:
-            move = _Move(first[id(parameter)], parameter, old.clone(), old + value.detach().to(old))
-        else:
-            new = old.clone() if after is None else _own(after[name], old)
-            move = _Move(first[id(parameter)], parameter, _own(value, old), new)
-        found.setdefault(id(parameter), move)
-    return [found[key] for key in first if key in found]
-
-
-def _require_fits(name: str, named: Mapping[str, Tensor], *values: Tensor | None) -> None:
-    for value in values:
-        if name not in named or value is None:
-            raise InputError(
-                "names of the model's parameters" + (", the same before and after" if name in named else ""),
-                repr(name),
-                f"take them from model.named_parameters(), such as {next(iter(named), 'none')!r}",
-            )
-        if value.shape != named[name].shape:
-            raise InputError(
-                f"values of shape {tuple(named[name].shape)} for {name!r}",
-                f"shape {tuple(value.shape)}",
-                "give every parameter's update in its own shape",
-            )
-
-
-def _own(value: Tensor, parameter: Tensor) -> Tensor:
-    """A value that stays when the parameter is written to."""
-    value = value.detach()
-    return value.clone() if storage_of(value) == storage_of(parameter) else value
-
-
-def _layers(model: nn.Module, structure: Structure, moves: Sequence[_Move]) -> dict[str, list[_Move]]:
-    """Moves by the layer that holds them, in the order of execution."""
-    leaves = {path for path, _ in leaf_modules(model)}
-    layers: dict[str, list[_Move]] = {}
-    for move in moves:
-        owner = move.name.rpartition(".")[0]
-        parts = owner.split(".")
-        # What a leaf keeps in its children (parametrisations, the projections of attention) is the leaf's own.
-        within = next((path for n in range(len(parts)) if (path := ".".join(parts[: n + 1])) in leaves), owner)
-        layers.setdefault(within, []).append(move)
-    place = {path: index for index, path in enumerate(structure.order)}
-
-    def when(path: str) -> int:
-        inside = [place[each] for each in place if each == path or not path or each.startswith(f"{path}.")]
-        return min(inside, default=len(place))
-
-    return {path: layers[path] for path in sorted(layers, key=when)}
+# what the updates do
 
 
 def _check(first: Mapping[Site, Features], second: Mapping[Site, Features]) -> None:
@@ -299,9 +269,6 @@ def _check(first: Mapping[Site, Features], second: Mapping[Site, Features]) -> N
                 f"one that differs at the {site.port} of '{site.label}'",
                 "draw its random numbers from torch's, NumPy's or Python's global generator, or seed it in the forward",
             )
-
-
-# what they do
 
 
 @dataclass(slots=True, eq=False)
@@ -324,7 +291,7 @@ class _Place:
     finite: Bool[ndarray, samples]
     joint: _Rows
     alone: _Rows
-    cells: dict[str, _Cell] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
 
     @classmethod
     def between(cls, site: Site, before: Features, after: Features | None) -> _Place:
@@ -350,35 +317,29 @@ class _Place:
         self.alone = self.alone + shift
         self.cells[layer] = self.cell(shift)
 
-    def cell(self, shift: _Rows) -> _Cell:
+    def cell(self, shift: _Rows) -> Cell:
         """What a shift is beside the joint one."""
         if not shift.any():
-            return _Cell(0.0, 0.0, 0.0)
+            return Cell(0.0, 0.0, 0.0)
         if not np.isfinite(shift).all():
             return _UNKNOWN
         drift = _drift(shift)
         square = _product(self.joint, self.joint)
         effect = _product(shift, self.joint) / math.sqrt(square) if square > 0 else math.nan
-        return _Cell(effect, drift.value, math.nan if drift.noise_floor is None else drift.noise_floor)
+        return Cell(effect, drift.value, math.nan if drift.noise_floor is None else drift.noise_floor)
 
-    def row(self, layers: Sequence[str]) -> list[_Cell]:
+    def row(self, layers: Sequence[str]) -> list[Cell]:
         """The cells of the layers, of all together and of the interaction."""
         if self.usable is None:
             return [_UNKNOWN] * (len(layers) + 2)
-        alone = [self.cells.get(layer, _Cell(0.0, 0.0, 0.0)) for layer in layers]
+        alone = [self.cells.get(layer, Cell(0.0, 0.0, 0.0)) for layer in layers]
         return [*alone, self.cell(self.joint), self.cell(self.joint - self.alone)]
 
 
-class _Cell(NamedTuple):
-    effect: float
-    drift: float
-    floor: float
+_UNKNOWN = Cell(math.nan, math.nan, math.nan)
 
 
-_UNKNOWN = _Cell(math.nan, math.nan, math.nan)
-
-
-def _moved(reader: FeatureReader, call: Call, layers: Mapping[str, Sequence[_Move]]) -> dict[Site, _Place]:
+def _moved(reader: FeatureReader, call: Call, layers: Mapping[str, Sequence[Move]]) -> dict[Site, _Place]:
     """Run the passes: under the old parameters, under the new ones, and with one layer's update after the other."""
     everything = [each for moves in layers.values() for each in moves]
     with exchanged([(each.parameter, each.before) for each in everything]):
