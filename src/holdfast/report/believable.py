@@ -60,5 +60,5 @@ class Believable(Remembered):
     def _cut(self, table: Table) -> Table:
         sites = [Site.parse(row) for row in table.rows]
         kept = [index for index, site in enumerate(sites) if (site.stream, site.module) not in self.collapsed]
-        rows, values = (tuple(each[index] for index in kept) for each in (table.rows, table.values))
-        return replace(table, rows=rows, values=values)
+        rows = tuple(table.rows[index] for index in kept)
+        return replace(table, rows=rows, values=tuple(table.values[index] for index in kept))
