@@ -87,7 +87,7 @@ def test_outputs_and_another_step_and_what_is_missing(net_and_tables):
 
 
 def test_the_last_update_is_shown_unless_another_is_asked_for():
-    run = written({"a": [(0.5, 0.5, 0.1), (0.5, 0.5, 0.1), (0, 0, 0)]}, ("w",), step=1)
+    run = written({"a": [(0.5, 0.5, 0.1), (0.5, 0.5, 0.1), (0.0, 0.0, 0.0)]}, ("w",), step=1)
     late = written({"a": [(0.2, 0.3, 0.1), (0.4, 0.4, 0.1), (0.2, 0.3, 0.1)]}, ("w",), step=9)
     for record in late._records:
         run.write(record)

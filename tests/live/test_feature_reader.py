@@ -4,13 +4,15 @@ from torch.nn import functional as F
 
 from holdfast.core.site import Site
 from holdfast.live.feature_reader import FeatureReader
-from holdfast.live.replay import record_call
+from holdfast.live.replay import record_call, replay
 from holdfast.live.structure import extract
 
 
 def read(model, *args, **options):
     call = record_call(args, {})
-    return FeatureReader(model, extract(model, call=call), **options).read(call)
+    with FeatureReader(model, extract(model, call=call), **options) as reader:
+        replay(model, call)
+    return reader.found
 
 
 def test_features_are_means_over_positions_of_what_each_leaf_takes_and_gives():
@@ -30,8 +32,12 @@ def test_features_are_means_over_positions_of_what_each_leaf_takes_and_gives():
 def test_two_passes_are_equal_to_the_last_bit_and_a_tensor_at_two_sites_is_read_once():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2))
     call = record_call((torch.randn(8, 3),), {})
-    reader = FeatureReader(net, extract(net, call=call))
-    first, second = reader.read(call), reader.read(call)
+    with FeatureReader(net, extract(net, call=call)) as reader:
+        replay(net, call)
+        first = reader.found
+        replay(net, call)
+    second = reader.found
+    assert first is not second
     assert first.keys() == second.keys()
     assert all(torch.equal(first[site].values, second[site].values) for site in first)
     plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

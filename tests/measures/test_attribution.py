@@ -13,12 +13,16 @@ from torch.nn.utils.parametrizations import weight_norm
 from holdfast.core.errors import InputError, StatisticError
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
+from holdfast.live.feature_reader import FeatureReader
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
 from holdfast.live.moment import Moment
-from holdfast.live.replay import record_call
+from holdfast.live.replay import record_call, replay
+from holdfast.live.structure import extract
 from holdfast.measures import WATCHABLE
 from holdfast.measures.attribution import Attribution, attribution, take
+from holdfast.measures.parameter_drift import parameter_drift
+from holdfast.stats.features import Features
 
 
 class Hard(nn.Module):
@@ -123,9 +127,9 @@ def test_training_goes_on_as_if_nobody_had_looked(stepped):
 def test_layers_are_those_that_hold_the_parameters_in_the_order_of_execution(stepped):
     model, tokens, before, _ = stepped
     found = attribution(model, tokens, before=before, step=7)
-    layers = ("(model)", "embed", "attention", "recurrent", "norm", "mix", "head")
-    assert sorted(found.effect.columns[:2]) == ["(model)", "embed"]
-    assert found.effect.columns[2:] == (*layers[2:], "all", "interaction")
+    layers = ("embed", "place", "attention", "recurrent", "norm", "mix", "head")
+    assert found.layers == layers
+    assert found.effect.columns == (*layers, "all", "interaction")
     for table, name in zip(found, ("attribution", "attribution-drift", "attribution-floor"), strict=True):
         assert (table.measure, table.step, table.unit, table.n) == (name, 7, Unit.REFERENCE_SD, 16)
         assert table.rows == found.effect.rows
@@ -154,6 +158,87 @@ def test_a_watch_that_is_attached_does_not_take_the_passes_for_its_own(stepped):
     model(tokens)
     assert seen == [1]
     hooks.close()
+
+
+class Block(nn.Module):
+    """Normalised, in place, residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.norm(self.conv(x)))
+        y += x
+        return y
+
+
+def test_it_is_what_plain_passes_of_changed_copies_give(stepped):
+    torch.manual_seed(0)
+    images = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), nn.Dropout2d(0.2), Block(), nn.Flatten(), nn.Linear(144, 2))
+    change = {name: 0.1 * torch.randn_like(each) for name, each in images.named_parameters()}
+    model, tokens, before, _ = stepped
+    after = {name: each.detach().clone() for name, each in model.named_parameters()}
+    for net, x, old, new in (
+        (images, torch.randn(16, 3, 8, 8), dict(images.named_parameters()), None),
+        (model, tokens, before, after),
+    ):
+        old = {name: each.detach().clone() for name, each in old.items()}
+        new = new or {name: old[name] + change[name] for name in old}
+        call = record_call((x,), {})
+        found = attribution(net, call, before=old, after=new)
+        held = {name: found.layers.index(_layer(name, found.layers)) for name in old}
+        structure = extract(net, call=call)
+
+        def seen(values: dict[str, torch.Tensor], net=net, call=call, structure=structure) -> dict[Site, Features]:
+            copied = copy.deepcopy(net)
+            copied.load_state_dict(values, strict=False)
+            with FeatureReader(copied, structure) as reader:
+                replay(copied, call)
+            return reader.found
+
+        reference = seen(old)
+        for column, layer in enumerate([*found.layers, "all"]):
+            own = {name: new[name] for name in old if layer == "all" or held[name] == column}
+            for site, now in seen({**old, **own}).items():
+                want = parameter_drift(reference[site], now, site=site, step=0, lag=1)
+                cell = found.cells(site)[column]
+                if want is None:
+                    assert math.isnan(cell.drift)
+                else:
+                    assert cell.drift == pytest.approx(want.value, rel=1e-4, abs=1e-7)
+
+
+def _layer(name: str, layers: tuple[str, ...]) -> str:
+    return max((each for each in layers if name == each or name.startswith(f"{each}.")), key=len)
+
+
+def test_what_runs_before_the_layer_does_not_run_again():
+    class Counted(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counted.calls += 1
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Sequential(Counted(4, 4), nn.Tanh()) for _ in range(10)))
+    x = torch.randn(8, 4)
+    structure = extract(net, call=record_call((x,), {}))
+    Counted.calls = 0
+    attribution(net, x, {name: torch.ones_like(each) for name, each in net.named_parameters()}, structure=structure)
+    # Old, old again, new: 30. With the update of layer k alone, k = 1 … 10: 11 − k layers, 55 together (of 100).
+    assert Counted.calls == 85
+
+
+def test_a_parameter_that_the_forward_does_not_use_moves_nothing():
+    net = nn.Sequential()
+    net.add_module("0", nn.Linear(3, 2))
+    net.add_module("idle", nn.Identity())
+    net.idle.weight = nn.Parameter(torch.ones(2))
+    found = attribution(net, torch.randn(8, 3) + 1, {"0.bias": torch.ones(2), "idle.weight": torch.ones(2)})
+    assert found.layers == ("0", "idle")
+    assert [bool(each) for each in found.drift.values[-1]] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("training", [True, False])

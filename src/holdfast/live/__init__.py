@@ -4,8 +4,7 @@
 from holdfast.live.discover import Registry as Registry
 from holdfast.live.discover import models_of as models_of
 
-# parameters that hold other values for a while, and what every layer then takes and gives
-from holdfast.live.exchange import exchanged as exchanged
+# what every layer takes and gives
 from holdfast.live.feature_reader import FeatureReader as FeatureReader
 
 # which layer feeds which
@@ -46,11 +45,6 @@ from holdfast.live.merges import Merge as Merge
 from holdfast.live.merges import Merges as Merges
 from holdfast.live.merges import Operand as Operand
 from holdfast.live.merges import Value as Value
-
-# what an update moves
-from holdfast.live.moves import Move as Move
-from holdfast.live.moves import by_layer as by_layer
-from holdfast.live.moves import moves_of as moves_of
 
 # a forward pass once more, and followed operation by operation
 from holdfast.live.operations import operation_name as operation_name

@@ -1,4 +1,4 @@
-"""`FeatureReader`: what every leaf layer is given and gives for each sample, as often as a call is replayed."""
+"""`FeatureReader`: what every leaf layer is given and gives for each sample, in one pass after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from holdfast.live.inner import inner_model
 from holdfast.live.layout import Layout, Sampling, block, layout_of
 from holdfast.live.leaves import leaf_modules, passes_through
 from holdfast.live.measurable import unmeasured
-from holdfast.live.replay import Call, replay
 from holdfast.live.traced import named_tensors
 from holdfast.stats.features import Features
 
@@ -44,24 +43,29 @@ class _Seen(NamedTuple):
 
 
 class FeatureReader:
-    """Reads the inputs and outputs of a model's leaf layers while a call is replayed.
+    """Reads the inputs and outputs of a model's leaf layers during the passes that run within it.
 
     Every pass is read in one way, by the same code over the same elements, so that where two passes computed the same
-    their features are equal to the last bit. A tensor that is one layer's output and the next one's input gives the
-    same `Features` object at both sites.
+    their features are equal to the last bit. A tensor that is seen again, at another site or in another pass, gives the
+    same `Features` object.
 
     Args:
         model: a compiled or a distributed one is looked into.
-        structure: of the model, with the data flow of such a call: which layer lies like which.
+        structure: of the model, with the data flow of such a pass: which layer lies like which.
         stream: name of the model, for the sites.
         max_elements: the most elements of one tensor that are read, `None` for all.
 
+    Attributes:
+        found: features by site of the last pass, in the order of execution; layers that only change shapes are left
+            out.
+
     Example:
-        >>> from holdfast.live.replay import record_call
+        >>> from holdfast.live.replay import record_call, replay
         >>> from holdfast.live.structure import extract
         >>> net, call = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), record_call((torch.ones(4, 2),), {})
-        >>> found = FeatureReader(net, extract(net, call=call)).read(call)
-        >>> [f"{site.module}:{site.port} {tuple(features.values.shape)}" for site, features in found.items()]
+        >>> with FeatureReader(net, extract(net, call=call)) as reader:
+        ...     _ = replay(net, call)
+        >>> [f"{site.module}:{site.port} {tuple(features.values.shape)}" for site, features in reader.found.items()]
         ['0:input (4, 2)', '0:output (4, 3)', '1:input (4, 3)', '1:output (4, 3)']
     """
 
@@ -80,29 +84,27 @@ class FeatureReader:
             if {"RNNBase", "MultiheadAttention"} & set(node.bases)
         }
         self._time_first = ordered == {False}
-
-    def read(self, call: Call) -> dict[Site, Features]:
-        """Replay a call and read it.
-
-        Args:
-            call: what the model is given.
-
-        Returns:
-            Features by site, in the order of execution; layers that only change shapes are left out.
-        """
-        self._lays: dict[tuple[str, Port, str], _Lay] = {}
         self._known: dict[int, _Seen] = {}
-        self._calls: dict[str, int] = {}
-        self._found: dict[Site, Features] = {}
-        hooks = HookSet()
+        self._begin()
+
+    def __enter__(self) -> FeatureReader:
+        self._known = {key: seen for key, seen in self._known.items() if seen.tensor() is not None}
+        self._hooks = HookSet()
+        self._hooks.pre(self._model, self._begin)
         for path, module in self._leaves:
-            hooks.pre(module, functools.partial(self._before, path))
-            hooks.post(module, functools.partial(self._after, path))
-        with hooks:
-            replay(self._model, call)
-        found = self._found
-        self._known, self._found = {}, {}
-        return found
+            self._hooks.pre(module, functools.partial(self._before, path))
+            self._hooks.post(module, functools.partial(self._after, path))
+        self._hooks.attach()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
+
+    def _begin(self, *_: object) -> None:
+        """A pass begins: what was found in the last one is dropped."""
+        self.found: dict[Site, Features] = {}
+        self._lays: dict[tuple[str, Port, str], _Lay] = {}
+        self._calls: dict[str, int] = {}
 
     def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for leaf, tensor in named_tensors((args, kwargs) if kwargs else args):
@@ -129,7 +131,7 @@ class FeatureReader:
             self._known[id(tensor)] = known
         if not passes_through(module):
             site = Site(path, port, self._stream, leaf, self._calls.get(path, 0), self._phase)
-            self._found[site] = known.features
+            self.found[site] = known.features
 
     def _same(self, tensor: Tensor) -> _Seen | None:
         """What was read of this very tensor, if nobody has changed it since."""

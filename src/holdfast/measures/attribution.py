@@ -25,8 +25,8 @@ When it is wrong:
     batch normaliser uses the batch's statistics in every pass, so that it takes away what a layer before it did to mean
     and scale; buffers, running statistics among them, stay as they are now. The unit, the collapsed features and the
     floor are those of parameter drift. Beyond linear order single precision decides: an interaction below 1e-6 of a
-    feature's value is rounding, and lies within its floor. A layer is the module that holds the parameters; a shared
-    parameter belongs to the first that holds it, wherever it is used.
+    feature's value is rounding, and lies within its floor. A layer is the leaf module that holds the parameters; a
+    shared parameter belongs to the leaf that uses it first, and its update acts wherever it is used.
 
 Example:
     >>> import torch
@@ -65,12 +65,12 @@ from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.core.structure import Structure
 from holdfast.core.units import Unit
-from holdfast.live.exchange import exchanged
 from holdfast.live.feature_reader import MAX_ELEMENTS, FeatureReader
 from holdfast.live.hooks import all_detached
 from holdfast.live.inner import inner_model
+from holdfast.live.layers import ParameterLayer, parameter_layers
 from holdfast.live.moment import Moment
-from holdfast.live.moves import Move, by_layer, moves_of
+from holdfast.live.repeated import Repeated, repeated
 from holdfast.live.replay import Call, record_call
 from holdfast.live.structure import extract
 from holdfast.measures.pairing import Usable, numbers, usable_features
@@ -200,8 +200,8 @@ def attribution(
         Three tables: effect, drift alone, and floor. Rows are the inputs and outputs of the leaf layers as text
         (`Site.parse` reads them), columns the layers whose parameters were named, in the order of execution, then all
         together and the interaction. A layer that does not feed a site has exactly 0 there; a site more than half of
-        whose features are collapsed has NaN throughout. One forward pass a layer that changed, and three or four
-        beside.
+        whose features are collapsed has NaN throughout. One forward pass a layer that changed, less what runs before
+        that layer, and three or four beside; the activations of one pass are held meanwhile.
 
     Raises:
         InputError: the update is missing or told twice, names no parameter of the model, or has another shape; or the
@@ -209,14 +209,14 @@ def attribution(
         StatisticError: there are fewer than two samples.
     """
     inner, call = inner_model(model), _call(inputs)
-    moves = moves_of(inner, update, before, after)
+    old, new = _states(inner, update, before, after)
     with all_detached():
         if structure is None or not structure.order:
             structure = extract(inner, call=call)
-        layers = by_layer(inner, structure, moves)
-        reader = FeatureReader(inner, structure, stream=stream, max_elements=max_elements)
-        places = _moved(reader, call, layers)
-    return _tables(places, list(layers), step)
+        with repeated(inner, call) as forward:
+            reader = FeatureReader(inner, structure, stream=stream, max_elements=max_elements)
+            layers, places = _moved(inner, forward, reader, old, new)
+    return _tables(places, layers, step)
 
 
 def take(moment: Moment) -> list[Reading | Table]:
@@ -250,7 +250,94 @@ def _call(inputs: Any) -> Call:
     return record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
+def _states(
+    model: nn.Module,
+    update: Mapping[str, Tensor] | None,
+    before: Mapping[str, Tensor] | None,
+    after: Mapping[str, Tensor] | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Old and new values of the parameters that are named, by their first names."""
+    if (update is None) == (before is None) or (update is not None and after is not None):
+        told = [name for name, each in (("update", update), ("before", before), ("after", after)) if each is not None]
+        raise InputError(
+            "an update, told once",
+            " and ".join(told) or "none",
+            "give update= (ΔW by name), or before= (and the model as it is now), or before= and after=",
+        )
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} - named.keys()
+    old: dict[str, Tensor] = {}
+    new: dict[str, Tensor] = {}
+    for name, value in (update if update is not None else before or {}).items():
+        if name in buffers:
+            continue  # state dictionaries hold them too
+        other = value if after is None else after.get(name)
+        _require_fits(name, named, value, other)
+        own = named[name].detach()
+        given, told_after = value.detach().to(own), own if after is None else after[name].detach().to(own)
+        key = first[named[name]]
+        old[key], new[key] = (own, own + given) if update is not None else (given, told_after)
+    return old, new
+
+
+def _require_fits(name: str, named: Mapping[str, Tensor], *values: Tensor | None) -> None:
+    for value in values:
+        if name not in named or value is None:
+            raise InputError(
+                "names of the model's parameters" + (", the same before and after" if name in named else ""),
+                repr(name),
+                f"take them from model.named_parameters(), such as {next(iter(named), 'none')!r}",
+            )
+        if value.shape != named[name].shape:
+            raise InputError(
+                f"values of shape {tuple(named[name].shape)} for {name!r}",
+                f"shape {tuple(value.shape)}",
+                "give every parameter's update in its own shape",
+            )
+
+
 # what the updates do
+
+
+def _moved(
+    model: nn.Module, forward: Repeated, reader: FeatureReader, old: dict[str, Tensor], new: dict[str, Tensor]
+) -> tuple[list[str], dict[Site, _Place]]:
+    """Run the passes: under the old parameters, under the new ones, and with one layer's update after the other."""
+    # Hooks stand on the leaves while the memo is made, so that it answers leaf by leaf and every site is seen.
+    with reader:
+        memo = forward.record(old)
+    reference = reader.found
+    layers = _layers(parameter_layers(model, memo), old)
+    with reader:
+        forward.run(old)
+    _check(reference, reader.found)
+    moved = {name: new[name] for name in old if not torch.equal(old[name], new[name])}
+    with reader:
+        forward.run(moved, memo=memo)
+    # One tensor may stand at several sites: the output of a layer and the input of the next.
+    places: dict[int, _Place] = {}
+    for site, before in reference.items():
+        if id(before) not in places:
+            places[id(before)] = _Place.between(site, before, reader.found.get(site))
+    for label, names in layers.items():
+        own = {name: moved[name] for name in names if name in moved}
+        if own:
+            with reader:
+                forward.run(own, memo=memo)
+            for place in places.values():
+                place.count(label, reader.found.get(place.site))
+    return list(layers), {site: places[id(before)] for site, before in reference.items()}
+
+
+def _layers(seen: Sequence[ParameterLayer], told: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of the parameters that were told of, by layer; last those that were not seen in use."""
+    layers = {layer.label: [name for name in layer.names if name in told] for layer in seen}
+    used = {name for layer in seen for name in layer.names}
+    for name in told:
+        if name not in used:
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return {label: names for label, names in layers.items() if names}
 
 
 def _check(first: Mapping[Site, Features], second: Mapping[Site, Features]) -> None:
@@ -339,28 +426,6 @@ class _Place:
 _UNKNOWN = Cell(math.nan, math.nan, math.nan)
 
 
-def _moved(reader: FeatureReader, call: Call, layers: Mapping[str, Sequence[Move]]) -> dict[Site, _Place]:
-    """Run the passes: under the old parameters, under the new ones, and with one layer's update after the other."""
-    everything = [each for moves in layers.values() for each in moves]
-    with exchanged([(each.parameter, each.before) for each in everything]):
-        reference = reader.read(call)
-        _check(reference, reader.read(call))
-        with exchanged([(each.parameter, each.after) for each in everything]):
-            joint = reader.read(call)
-        # One tensor may stand at several sites: the output of a layer and the input of the next.
-        places: dict[int, _Place] = {}
-        for site, before in reference.items():
-            if id(before) not in places:
-                places[id(before)] = _Place.between(site, before, joint.get(site))
-        for path, moves in layers.items():
-            if any(each.moved for each in moves):
-                with exchanged([(each.parameter, each.after) for each in moves]):
-                    current = reader.read(call)
-                for place in places.values():
-                    place.count(path, current.get(place.site))
-    return {site: places[id(before)] for site, before in reference.items()}
-
-
 def _shift(before: Features, after: Features, usable: Usable) -> _Rows:
     with np.errstate(invalid="ignore", over="ignore"):
         return usable.columns(numbers(after) - numbers(before)) / usable.sd
@@ -389,7 +454,7 @@ def _tables(places: Mapping[Site, _Place], layers: Sequence[str], step: int) -> 
 
     def table(name: str, which: int) -> Table:
         values = tuple(tuple(cell[which] for cell in rows[id(place)]) for place in places.values())
-        columns = (*(layer or "(model)" for layer in layers), ALL, INTERACTION)
+        columns = (*layers, ALL, INTERACTION)
         return Table(name, step, QUANTITY.unit, tuple(map(str, places)), columns, values, n)
 
     return Attribution(*(table(name, which) for which, name in enumerate(TABLES)))
