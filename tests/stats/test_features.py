@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from holdfast.stats.features import Features
@@ -35,17 +36,23 @@ def test_sizes():
     assert (features([1.0, 2.0]).samples, features([1.0, 2.0]).channels) == (4, 2)
 
 
-def test_of_a_block_as_the_kernel_sees_it_and_equal_blocks_equal_to_the_last_bit():
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("positions", [1, 7])
+def test_of_a_block_as_the_kernel_sees_it_and_equal_blocks_equal_to_the_last_bit(broken, positions):
     torch.manual_seed(0)
-    x = 3 * torch.randn(16, 5, 7) + 2
-    x[0, 0, :3] = math.nan
-    x[1, 1] = math.inf
+    x = 3 * torch.randn(16, 5, positions) + 2
+    if broken:
+        x[0, 0, 0] = math.nan
+        x[1, 1] = math.inf
     mine, kernel = Features.of(x), observe(x).features
-    assert mine.values[1, 1].isnan()
+    assert mine.values[1, 1].isnan() == broken
     for name in ("values", "sd", "mean"):
         torch.testing.assert_close(getattr(mine, name), getattr(kernel, name), equal_nan=True)
     assert math.isclose(mine.rms, kernel.rms, rel_tol=1e-6)
-    assert mine.positions == kernel.positions == 7
-    again = Features.of(x.transpose(1, 2).contiguous().transpose(1, 2).contiguous())
-    assert again.values.nan_to_num().equal(mine.values.nan_to_num())
+    assert mine.positions == kernel.positions == positions
+    assert Features.of(x.clone()).values.nan_to_num().equal(mine.values.nan_to_num())
+
+
+def test_of_a_block_without_a_finite_value_or_without_any():
     assert Features.of(torch.full((3, 2, 1), math.nan)).collapsed.all()
+    assert Features.of(torch.zeros(0, 2, 1)).collapsed.all()

@@ -74,7 +74,7 @@ from holdfast.live.repeated import Repeated, repeated
 from holdfast.live.replay import Call, record_call
 from holdfast.live.structure import extract
 from holdfast.measures.pairing import Usable, numbers, usable_features
-from holdfast.measures.parameter_drift import parameter_drift
+from holdfast.measures.parameter_drift import mean_shift
 from holdfast.stats.features import Features
 
 QUANTITY = Quantity(
@@ -410,10 +410,10 @@ class _Place:
             return Cell(0.0, 0.0, 0.0)
         if not np.isfinite(shift).all():
             return _UNKNOWN
-        drift = _drift(shift)
+        moved = mean_shift(shift)
         square = _product(self.joint, self.joint)
         effect = _product(shift, self.joint) / math.sqrt(square) if square > 0 else math.nan
-        return Cell(effect, drift.value, math.nan if drift.noise_floor is None else drift.noise_floor)
+        return Cell(effect, moved.length, moved.floor)
 
     def row(self, layers: Sequence[str]) -> list[Cell]:
         """The cells of the layers, of all together and of the interaction."""
@@ -435,17 +435,6 @@ def _product(a: _Rows, b: _Rows) -> float:
     """mean_j (ā_j b̄_j − cov(a_j, b_j)/n), from the pairs of different samples: unbiased."""
     n, channels = a.shape
     return float(a.sum(0) @ b.sum(0) - np.vdot(a, b)) / (n * (n - 1) * channels)
-
-
-def _drift(shift: _Rows) -> Reading:
-    """Parameter drift of a shift that is in reference SD already."""
-    values = torch.from_numpy(shift).float()
-    ones = torch.ones(shift.shape[1], dtype=torch.float64)
-    unit = Features(torch.zeros_like(values), ones, torch.zeros_like(ones), 1.0)
-    moved = Features(values, ones, torch.zeros_like(ones), 1.0)
-    reading = parameter_drift(unit, moved, site=Site("", "output"), step=0, lag=1)
-    assert reading is not None  # all features have a unit, and there are two samples
-    return reading
 
 
 def _tables(places: Mapping[Site, _Place], layers: Sequence[str], step: int) -> Attribution:
