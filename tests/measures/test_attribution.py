@@ -351,7 +351,7 @@ def test_a_watch_takes_it_for_the_step_just_done(stepped):
     assert watchable.needs == {"before", "call"}
     call = record_call((tokens,), {})
     moment = Moment(model, 3, "mine", before=before, call=call)
-    tables = watchable.take(moment)
+    tables = watchable.start()(moment)
     assert tables == list(attribution(inner_model(model), call, before=before, step=3, stream="mine"))
     assert isinstance(Attribution(*tables).effect.rows, tuple)
     assert {Site.parse(row).stream for row in tables[0].rows} == {"mine"}

@@ -96,7 +96,7 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 WATCHABLE: dict[str, Watchable] = {
-    _attribution.name: Watchable(_take_attribution, frozenset({"before", "call"})),
+    _attribution.name: Watchable(lambda: _take_attribution, frozenset({"before", "call"})),
     "gradient-ics": Watchable(_take_gradient_ics, frozenset({"before", "loss"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
