@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
-from holdfast.core.reading import Reading
+from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.live.attention import Attended
@@ -53,6 +53,7 @@ HELPERS = {
     "student",
     "wilson",
 }
+HELPERS = {"depth_slope", "distance", "l2_norm", "labelled_batch", "pairing", "ratio", "resampling", "student"}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -103,7 +104,7 @@ def sweep(seed: int) -> Sweep:
 
 
 def readings_of(name: str, seed: int) -> list[Reading | None]:
-    """Readings of a measure on random data. A new measure needs a line here."""
+    """Readings of a measure on random data. A new measure needs a line here, or in `tables_of`."""
     measure = function_of(name)
     x, y, seen = batch(seed)
     where = {"site": SITE, "step": 3}
@@ -153,7 +154,23 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "participation-ratio": lambda: measure(window, **where),
         "variance-rank": lambda: measure(window, **where),
     }
-    return [makers[name]()]
+    return [makers[name]()] if name in makers else []
+
+
+def tables_of(name: str, seed: int) -> list[Table]:
+    """Tables of a measure that gives no reading, on random data."""
+    measure = function_of(name)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for place, parameter in enumerate(model.parameters()):
+            parameter.copy_(draw(seed + place, *parameter.shape))
+    labelled = draw(seed, 8, 5), draw(seed + 1, 8, 1)
+    update = {key: 0.1 * draw(seed + 2, *value.shape) for key, value in model.named_parameters()}
+    makers: dict[str, Callable[[], Table]] = {
+        "attribution": lambda: measure(model, labelled[0], update, step=3).effect,
+        "gradient-ics": lambda: measure(model, nn.functional.mse_loss, labelled, update, step=3),
+    }
+    return [makers[name]()] if name in makers else []
 
 
 def module_of(name: str) -> object:
@@ -198,6 +215,16 @@ class TestEveryMeasure:
         assert "Args:" in text
         assert "Returns:" in text
 
+    def test_tables_keep_to_what_is_declared(self, name: str) -> None:
+        tables = tables_of(name, 0)
+        assert bool(tables) != bool(readings_of(name, 0))
+        for table in tables:
+            assert (table.measure, table.unit, table.step) == (name, QUANTITIES[name].unit, 3)
+            assert table.n > 0
+            assert len(set(table.rows)) == len(table.rows) == len(table.values)
+            assert all(len(row) == len(set(table.columns)) for row in table.values)
+            assert all(type(value) is float for row in table.values for value in row)
+
     def test_readings_keep_to_what_is_declared(self, name: str) -> None:
         quantity = QUANTITIES[name]
         low, high = quantity.bounds
@@ -221,13 +248,14 @@ class TestEveryMeasure:
 
     def test_random_states_stay_untouched_and_readings_repeat(self, name: str) -> None:
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-        first = readings_of(name, 5)
+        with torch.random.fork_rng():  # the network of `tables_of` draws its first weights
+            first = readings_of(name, 5), str(tables_of(name, 5))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
         assert np.random.get_state()[1].tolist() == before[2]
         torch.manual_seed(99)
         random.seed(99)
-        assert readings_of(name, 5) == first
+        assert (readings_of(name, 5), str(tables_of(name, 5))) == first
 
 
 @pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift"])

@@ -3,14 +3,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
 from holdfast.core.errors import InputError
-from holdfast.core.finding import Diagnosis
-from holdfast.core.reading import Reading
+from holdfast.core.finding import Diagnosis, Finding
+from holdfast.core.reading import Reading, Table
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.report.write import render, write
@@ -225,3 +226,18 @@ def test_a_proof_alone_is_enough(run, diagnose, proof, tmp_path):
     assert "What was weighed" not in page
     assert 'data-figure="proof-figure-1-data"' in page
     assert 'id="proof-figure-1-data"' in page
+
+
+def test_an_update_taken_apart_is_shown_without_the_rows_of_collapsed_layers():
+    run = MemoryRun("runs/apart")
+    sites = Site("fc", "input"), Site("dead", "input")
+    cells = {"attribution": (0.5, 0.5, 0.0), "attribution-drift": (0.5, 0.5, 0.0), "attribution-floor": (0.1, 0.1, 0.1)}
+    columns = ("stem", "all", "interaction")
+    for name, row in cells.items():
+        table = Table(name, 3, "reference SD", tuple(map(str, sites)), columns, (row, row), 64)
+        run.write(StepRecord(3, tables=(table,)))
+    dead = Finding("collapsed-signal", "warning", sites[1:], "Samples cannot be told apart.", (), ())
+    page = render(run, Diagnosis(run.name, 3, "", (dead,)))
+    assert "Whose update moved each layer&#39;s input (update of step 3)" in page
+    assert "1 sites by 1 layers. The most moved is fc (0.500 reference SD), 100 % of it by the update of stem" in page
+    assert "Whose update moved" not in render(run, Diagnosis(run.name, 3, "", (replace(dead, sites=sites),)))

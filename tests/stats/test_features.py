@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from holdfast.stats.features import Features
@@ -33,3 +34,25 @@ def test_a_site_without_figures_is_collapsed_throughout():
 
 def test_sizes():
     assert (features([1.0, 2.0]).samples, features([1.0, 2.0]).channels) == (4, 2)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("positions", [1, 7])
+def test_of_a_block_as_the_kernel_sees_it_and_equal_blocks_equal_to_the_last_bit(broken, positions):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(16, 5, positions) + 2
+    if broken:
+        x[0, 0, 0] = math.nan
+        x[1, 1] = math.inf
+    mine, kernel = Features.of(x), observe(x).features
+    assert mine.values[1, 1].isnan() == broken
+    for name in ("values", "sd", "mean"):
+        torch.testing.assert_close(getattr(mine, name), getattr(kernel, name), equal_nan=True)
+    assert math.isclose(mine.rms, kernel.rms, rel_tol=1e-6)
+    assert mine.positions == kernel.positions == positions
+    assert Features.of(x.clone()).values.nan_to_num().equal(mine.values.nan_to_num())
+
+
+def test_of_a_block_without_a_finite_value_or_without_any():
+    assert Features.of(torch.full((3, 2, 1), math.nan)).collapsed.all()
+    assert Features.of(torch.zeros(0, 2, 1)).collapsed.all()

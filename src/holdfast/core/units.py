@@ -28,6 +28,8 @@ class Unit(StrEnum):
     """How many directions of feature space."""
     LEARNING_RATE = "learning rate"
     """What multiplies the gradient in a step."""
+    BY_COLUMN = "each column its own"
+    """Of a table whose columns say in what they are."""
     COUNT = "count"
     STEPS = "steps"
     SETTING = "setting"

@@ -10,6 +10,7 @@ import numpy as np
 from holdfast.core.finding import Finding, Inconclusive, Severity
 from holdfast.core.protocols import History
 from holdfast.core.site import Site
+from holdfast.diagnosis.culprits import Culprits, culprits
 from holdfast.diagnosis.evidence import Series, discoveries, series_of
 from holdfast.diagnosis.severity import graded, worst
 from holdfast.diagnosis.spread import DEAD_SPREAD, dead_modules
@@ -41,6 +42,9 @@ class ShiftingInput:
         steps: 1, 3 and 10. Seen on digits, 400 steps: ReLU, tanh and normalised networks that learn well have medians
         of 0.001 to 0.22 a step and settle below 1 per 100 steps; ten sigmoid layers of Glorot gain 4 at rate 1 reach
         46.
+
+        Where the run holds steps taken apart (the measure `attribution`), the layers whose updates moved the worst site
+        are named with their parts of its shift, or it is said that no one layer did.
 
     Why it matters:
         A layer fits its weights to inputs that are gone at the next step. Above about one SD a step, what it learned
@@ -95,7 +99,8 @@ class ShiftingInput:
                 judged = True
                 moving = self._moving(believed, distant)
                 if moving:
-                    findings.append(self._finding(moving, len({each.site.module for each in (*believed, *distant)})))
+                    modules = len({each.site.module for each in (*believed, *distant)})
+                    findings.append(self._finding(moving, modules, culprits(history, moving[0].series.site)))
             reasons.append(self._reason(history, stream, near, far))
         if findings or (judged and not any(reasons)):
             return findings
@@ -124,7 +129,7 @@ class ShiftingInput:
                 moving.append(Moving(series, figure, severity, figure / ladder[0]))
         return sorted(moving, key=lambda each: -each.strength)
 
-    def _finding(self, moving: list[Moving], judged: int) -> Finding:
+    def _finding(self, moving: list[Moving], judged: int, cause: Culprits) -> Finding:
         first = moving[0]
         # A layer that moves on both probes stands once, where it moves more.
         by_module: dict[str, Site] = {}
@@ -143,12 +148,14 @@ class ShiftingInput:
         if len(sites) > 1:
             others = names(sites[1:])
             message += f"; so do {others}: {len(sites)} of {judged} layers that could be judged"
+        if cause.words:
+            message += f"; step by step, at '{first.series.site.label}', {cause.words}"
         return Finding(
             self.name,
             worst([each.severity for each in moving]),
             sites,
             message,
-            tuple(each.series.typical for each in moving),
+            (*(each.series.typical for each in moving), *cause.evidence),
             self.treatments,
             strength=first.strength,
         )

@@ -1,6 +1,7 @@
 """One figure a file: from a run's readings to a Plotly figure, without its database and without its model."""
 
 # movement
+from holdfast.figures.attribution import attribution as attribution
 from holdfast.figures.drift_by_depth import drift_by_depth as drift_by_depth
 from holdfast.figures.drift_heatmap import drift_heatmap as drift_heatmap
 

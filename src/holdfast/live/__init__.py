@@ -10,6 +10,9 @@ from holdfast.live.attention import Attentions as Attentions
 from holdfast.live.discover import Registry as Registry
 from holdfast.live.discover import models_of as models_of
 
+# what every layer takes and gives
+from holdfast.live.feature_reader import FeatureReader as FeatureReader
+
 # which layer feeds which
 from holdfast.live.flow import Flow as Flow
 
@@ -44,6 +47,11 @@ from holdfast.live.locate import first_nonfinite as first_nonfinite
 # what has no statistics
 from holdfast.live.measurable import transforming as transforming
 from holdfast.live.measurable import unmeasured as unmeasured
+
+# what the calls of a forward pass gave
+from holdfast.live.memo import Memo as Memo
+
+# where streams meet
 from holdfast.live.merges import Merge as Merge
 from holdfast.live.merges import Merges as Merges
 from holdfast.live.merges import Operand as Operand
@@ -62,6 +70,8 @@ from holdfast.live.ranks import talks as talks
 from holdfast.live.ranks import this_rank as this_rank
 from holdfast.live.ranks import world_size as world_size
 from holdfast.live.recurrent import unrolled as unrolled
+from holdfast.live.repeated import Repeated as Repeated
+from holdfast.live.repeated import repeated as repeated
 from holdfast.live.replay import Autocast as Autocast
 from holdfast.live.replay import Call as Call
 from holdfast.live.replay import record_call as record_call

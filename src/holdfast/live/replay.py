@@ -151,7 +151,7 @@ def replay(
         unseen_pass(inner, mode=mode, random=random_state, autocast=call.autocast, compiled=compiled),
         torch.set_grad_enabled(then is not None),
     ):
-        args, kwargs = _cloned((call.args, dict(call.kwargs)))
+        args, kwargs = cloned((call.args, dict(call.kwargs)))
         output = (compiled_model(model) if compiled else inner)(*args, **kwargs)
         return output if then is None else then(output)
 
@@ -178,8 +178,8 @@ def unseen_pass(
         stack.enter_context(preserved_random_state())
         if random is not None:
             random.restore()
-        stack.enter_context(_autocast(autocast))
-        stack.enter_context(_plain_execution(compiled))
+        stack.enter_context(autocast_as(autocast))
+        stack.enter_context(plain_execution(compiled))
         stack.enter_context(interruptible())
         yield
 
@@ -207,7 +207,7 @@ def untouched(model: nn.Module, *, mode: Mode = "as it was") -> Iterator[None]:
     reshard(model)
     parameters = list(model.named_parameters())
     versions = [_version(parameter) for _, parameter in parameters]
-    kept = [_Kept(module) for module in modules]
+    kept = [Kept(module) for module in modules]
     with deferred():
         try:
             _swap(kept, mode)
@@ -255,7 +255,7 @@ _HOOKS = frozenset(nn.Module().__dict__) - {
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 
 
-class _Kept:
+class Kept:
     """The attributes of one module, the contents of the plain containers among them, the state of generators."""
 
     __slots__ = ("attributes", "contents", "generators", "module")
@@ -269,20 +269,27 @@ class _Kept:
         ]
 
     def restore(self) -> None:
+        """Put them back."""
         present = self.module.__dict__
         if len(present) != len(self.attributes) + len(_HOOKS):
             for name in [name for name in present if name not in _HOOKS and name not in self.attributes]:
                 del present[name]
         present.update(self.attributes)
         for value, content in self.contents:
-            if (value or content) and not _same(value, content):
+            if (value or content) and not same_content(value, content):
                 value.clear()
                 (value.extend if isinstance(value, list | deque) else value.update)(content)
         for restore in self.generators:
             restore()
 
 
-def _same(value: Any, content: Any) -> bool:
+def same_content(value: Any, content: Any) -> bool:
+    """Whether a container holds the very things that a copy of it holds.
+
+    Args:
+        value: a dictionary, a list, a deque or a set.
+        content: the copy, of the same type.
+    """
     # By identity: a tensor's == is not one truth value.
     if isinstance(value, set):
         return value == content
@@ -291,7 +298,7 @@ def _same(value: Any, content: Any) -> bool:
     return not isinstance(value, dict) or all(map(is_, value.values(), content.values()))
 
 
-def _swap(kept: list[_Kept], mode: Mode) -> None:
+def _swap(kept: list[Kept], mode: Mode) -> None:
     """Give every module clones of what its forward may write to."""
     renormalised = {
         id(each.module._parameters.get("weight"))
@@ -347,7 +354,7 @@ def _clones(tensors: list[Tensor]) -> dict[int, Tensor]:
     return clones
 
 
-def _cloned(tree: Any) -> Any:
+def cloned(tree: Any) -> Any:
     """The same arguments, but with clones of the tensors: a model may begin with an in-place operation."""
     memo: dict[int, Tensor] = {}
 
@@ -373,7 +380,7 @@ def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ..
 
 
 @contextmanager
-def _autocast(wanted: Autocast) -> Iterator[None]:
+def autocast_as(wanted: Autocast) -> Iterator[None]:
     """Cast as recorded, and without the cache: it would hand out stale weights after an update."""
     present = Autocast.capture()
     cached = torch.is_autocast_cache_enabled()
@@ -392,7 +399,7 @@ def _autocast(wanted: Autocast) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_execution(compiled: bool) -> Iterator[None]:
+def plain_execution(compiled: bool) -> Iterator[None]:
     """Run every module's own forward: no fused inference kernel that skips the inner layers, no compiled code."""
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules and not compiled:

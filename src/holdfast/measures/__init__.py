@@ -15,6 +15,13 @@ from holdfast.measures.attention_rows import take as _take_attention
 from holdfast.measures.attention_saturation import QUANTITY as _attention_saturation
 from holdfast.measures.attention_saturation import attention_saturation as attention_saturation
 
+# upstream attribution: whose update moved it
+from holdfast.measures.attribution import QUANTITY as _attribution
+from holdfast.measures.attribution import Attribution as Attribution
+from holdfast.measures.attribution import attribution as attribution
+from holdfast.measures.attribution import attributions as attributions
+from holdfast.measures.attribution import take as _take_attribution
+
 # gradient flow and updates
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
 from holdfast.measures.backward_gain import backward_gain as backward_gain
@@ -53,6 +60,9 @@ from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
 from holdfast.measures.gate_saturation import gate_saturation as gate_saturation
 from holdfast.measures.gauss_newton_condition import QUANTITY as _gauss_newton_condition
 from holdfast.measures.gauss_newton_condition import gauss_newton_condition as gauss_newton_condition
+from holdfast.measures.gradient_ics import QUANTITY as _gradient_ics
+from holdfast.measures.gradient_ics import gradient_ics as gradient_ics
+from holdfast.measures.gradient_ics import take as _take_gradient_ics
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_predictiveness
@@ -130,6 +140,7 @@ QUANTITIES: dict[str, Quantity] = {
         _parameter_share,
         _drift_gain,
         _drift_amplification,
+        _attribution,
         _collapsed_features,
         _signal_spread,
         _saturated_fraction,
@@ -140,6 +151,7 @@ QUANTITIES: dict[str, Quantity] = {
         _backward_gain,
         _gradient_norm,
         _gradient_slope,
+        _gradient_ics,
         _weight_norm,
         _update_ratio,
         _batch_noise,
@@ -172,6 +184,7 @@ _streams = Watchable(lambda: _take_streams, frozenset({"call"}))
 _attention = Watchable(lambda: _take_attention, frozenset({"call"}))
 
 WATCHABLE: dict[str, Watchable] = {
+    "attribution": Watchable(lambda: _take_attribution, frozenset({"before", "call"})),
     "effective-rank": _rank,
     "participation-ratio": _rank,
     "variance-rank": _rank,
@@ -187,6 +200,7 @@ WATCHABLE: dict[str, Watchable] = {
     "landscape": Watchable(lambda: _take_landscape, frozenset({"before", "loss"})),
     "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
     "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
+    "gradient-ics": Watchable(lambda: _take_gradient_ics, frozenset({"before", "loss"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 

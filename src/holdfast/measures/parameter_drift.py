@@ -40,6 +40,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,30 +96,63 @@ def parameter_drift(
     if usable is None:
         return None
     d = paired_difference(reference, current, usable)
-    n, channels = d.shape
-    if n < 2:
+    if len(d) < 2:
         return None
+    shift = mean_shift(d, seed)
+    return Reading(
+        QUANTITY.name,
+        site,
+        step,
+        shift.length,
+        QUANTITY.unit,
+        len(d),
+        noise_floor=shift.floor,
+        interval=_interval(shift.gram, shift.flips, shift.flipped_gram, shift.sizes, shift.length**2),
+        lag=lag,
+    )
+
+
+class MeanShift(NamedTuple):
+    """How far the mean of differences lies from zero, and what its interval is made of.
+
+    Args:
+        length: root mean square over the features, without what the samples' scatter adds; 0 where that is all.
+        floor: its 95th percentile when the signs are flipped at random.
+        gram: inner products of the groups' sums.
+        flips: the signs, one row a replicate.
+        flipped_gram: `flips @ gram`.
+        sizes: samples in each group.
+    """
+
+    length: float
+    floor: float
+    gram: Float64[ndarray, "groups groups"]
+    flips: Float64[ndarray, "replicates groups"]
+    flipped_gram: Float64[ndarray, "replicates groups"]
+    sizes: Int64[ndarray, groups]
+
+
+def mean_shift(d: Float64[ndarray, "samples features"], seed: int = 0) -> MeanShift:
+    """The mean of paired differences, by its length over the features.
+
+    Args:
+        d: one row a sample, at least two; finite.
+        seed: of the private generator behind the floor.
+
+    Returns:
+        Length and floor in the unit of `d`.
+    """
+    n, channels = d.shape
     own = float(np.vdot(d, d)) / channels  # Σ_i |d_i|²
     sizes = group_sizes(n)
     grouped = group_sums(d, sizes)
     gram = grouped @ grouped.T / channels
     # |Σ d_i|² − Σ |d_i|² = Σ_{i≠k} d_i·d_k, and its mean over the n(n−1) pairs is mean_j (d̄² − s²_d/n) / σ².
     squared = (float(gram.sum()) - own) / (n * (n - 1))
-    value = math.sqrt(max(0.0, squared))
     flips = signs(len(sizes), seed)
     flipped_gram = flips @ gram
     floor = floor_of((np.einsum("bg,bg->b", flipped_gram, flips) - own) / (n * (n - 1)))
-    return Reading(
-        QUANTITY.name,
-        site,
-        step,
-        value,
-        QUANTITY.unit,
-        n,
-        noise_floor=math.sqrt(max(0.0, floor)),
-        interval=_interval(gram, flips, flipped_gram, sizes, max(0.0, squared)),
-        lag=lag,
-    )
+    return MeanShift(math.sqrt(max(0.0, squared)), math.sqrt(max(0.0, floor)), gram, flips, flipped_gram, sizes)
 
 
 def _interval(

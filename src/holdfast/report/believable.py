@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
-from holdfast.core.reading import Reading
+from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.diagnosis.remembered import Remembered
+from holdfast.measures.attribution import TABLES as ATTRIBUTION
 
 COLLAPSED = "collapsed-signal"
 """The rule that says where samples cannot be told apart: a drift there would be counted in units of nothing."""
@@ -47,3 +49,16 @@ class Believable(Remembered):
         if measure not in DRIFTS or not self.collapsed:
             return found
         return [reading for reading in found if (reading.site.stream, reading.site.module) not in self.collapsed]
+
+    def tables(self, measure: str) -> Sequence[Table]:
+        """Tables of a measure; of drifts, only the rows where there is a unit to count them in."""
+        found = super().tables(measure)
+        if measure not in ATTRIBUTION or not self.collapsed:
+            return found
+        return [self._cut(table) for table in found]
+
+    def _cut(self, table: Table) -> Table:
+        sites = [Site.parse(row) for row in table.rows]
+        kept = [index for index, site in enumerate(sites) if (site.stream, site.module) not in self.collapsed]
+        rows = tuple(table.rows[index] for index in kept)
+        return replace(table, rows=rows, values=tuple(table.values[index] for index in kept))

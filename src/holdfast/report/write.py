@@ -24,6 +24,7 @@ from holdfast.core.finding import SEVERITIES, Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
+from holdfast.figures.attribution import attribution
 from holdfast.figures.drift_by_depth import drift_by_depth
 from holdfast.figures.drift_heatmap import drift_heatmap
 from holdfast.figures.gain_by_depth import gain_by_depth
@@ -34,6 +35,7 @@ from holdfast.figures.ridgeline import ridgeline
 from holdfast.figures.theme import THEMES, template
 from holdfast.figures.wording import number, verdict
 from holdfast.live.leaves import saturation_threshold
+from holdfast.measures.attribution import attributions
 from holdfast.norms.sketch import sketch
 from holdfast.report.arms import arm_rows
 from holdfast.report.believable import Believable
@@ -221,6 +223,14 @@ def _drawings(history: History, diagnosis: Diagnosis, stream: str, several: bool
             drift_heatmap(history, lag=100, phase="probe", stream=stream),
             "Displacement of a batch kept out of training over 100 to 999 steps: a journey, where the figure above"
             " may be jitter.",
+            suffix,
+        )
+    if attributions(history, stream):
+        yield _drawing(
+            attribution(history, stream=stream),
+            "One update taken apart: the part of a site's joint drift that each layer's update caused alone. Blue: with"
+            " the joint shift; orange: against it. Grey: within noise. Blank: the layer does not feed the site. A row"
+            " adds up to 1, the interaction included.",
             suffix,
         )
     yield _drawing(
