@@ -56,6 +56,13 @@ def norm(value: float, port: str = "grad_output") -> Reading:
     return Reading("gradient-norm", SITE.at(port=port), 1, value, "L2 norm", 64)
 
 
+def spiked(seed: int) -> list[float]:
+    """A noisy loss whose 301st value, at step 3, is twelve times as large."""
+    values = np.exp(0.1 * np.random.default_rng(seed).standard_normal(400))
+    values[300] *= 12
+    return values.tolist()
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -81,6 +88,7 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
+        "spikes": lambda: measure(spiked(seed), range(-297, 103))[0].reading(SITE),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }
     return [makers[name]()]

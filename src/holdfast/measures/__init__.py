@@ -51,6 +51,13 @@ from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+
+# spikes: steps that stand out
+from holdfast.measures.spikes import QUANTITY as _spikes
+from holdfast.measures.spikes import Spike as Spike
+from holdfast.measures.spikes import SpikeDetector as SpikeDetector
+from holdfast.measures.spikes import over as _spikes_over
+from holdfast.measures.spikes import spikes as spikes
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
@@ -77,6 +84,7 @@ QUANTITIES: dict[str, Quantity] = {
         _gradient_slope,
         _weight_norm,
         _update_ratio,
+        _spikes,
         _batch_noise,
         _train_eval_gap,
         _running_lag,
@@ -86,5 +94,7 @@ QUANTITIES: dict[str, Quantity] = {
 WATCHABLE: dict[str, Watchable] = {}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
-OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
+OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
+    "spikes": _spikes_over,
+}
 """Measures that a stored run is enough for: `run.measure(name)`."""
