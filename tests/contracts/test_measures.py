@@ -26,7 +26,7 @@ from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "spike_cause", "student"}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.

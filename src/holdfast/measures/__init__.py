@@ -52,7 +52,10 @@ from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 
-# spikes: steps that stand out
+# spikes: steps that stand out, and what they came from
+from holdfast.measures.spike_cause import Cause as Cause
+from holdfast.measures.spike_cause import Precursor as Precursor
+from holdfast.measures.spike_cause import spike_cause as spike_cause
 from holdfast.measures.spikes import QUANTITY as _spikes
 from holdfast.measures.spikes import Spike as Spike
 from holdfast.measures.spikes import SpikeDetector as SpikeDetector
