@@ -26,7 +26,19 @@ from holdfast.stats.observation import Observation, observe
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "spike_cause", "student"}
+HELPERS = {
+    "depth_slope",
+    "direction",
+    "distance",
+    "l2_norm",
+    "pairing",
+    "ratio",
+    "resampling",
+    "scale_invariance",
+    "spike_cause",
+    "student",
+    "weights",
+}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -88,6 +100,11 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "backward-gain": lambda: measure(drifts[0], drifts[1], **where),
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
+        "gradient-ratio": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "update-alignment": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "radial-gradient": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "rotation": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "effective-rate": lambda: measure(draw(seed, 5, 4), 0.1, **where),
         "spikes": lambda: measure(spiked(seed), range(-297, 103))[0].reading(SITE),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
     }

@@ -31,8 +31,15 @@ from holdfast.measures.drift_amplification import QUANTITY as _drift_amplificati
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
+from holdfast.measures.effective_rate import QUANTITY as _effective_rate
+from holdfast.measures.effective_rate import effective_rate as effective_rate
+from holdfast.measures.effective_rate import over as _effective_rate_over
+from holdfast.measures.effective_rate import take as _effective_rate_take
 from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
+from holdfast.measures.gradient_ratio import QUANTITY as _gradient_ratio
+from holdfast.measures.gradient_ratio import gradient_ratio as gradient_ratio
+from holdfast.measures.gradient_ratio import over as _gradient_ratio_over
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
@@ -41,12 +48,20 @@ from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.radial_gradient import QUANTITY as _radial_gradient
+from holdfast.measures.radial_gradient import radial_gradient as radial_gradient
+from holdfast.measures.radial_gradient import take as _radial_gradient_take
+from holdfast.measures.rotation import QUANTITY as _rotation
+from holdfast.measures.rotation import equilibrium_rotation as equilibrium_rotation
+from holdfast.measures.rotation import rotation as rotation
+from holdfast.measures.rotation import take as _rotation_take
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
 from holdfast.measures.sampling_drift import sampling_drift as sampling_drift
 from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
+from holdfast.measures.scale_invariance import scale_invariant as scale_invariant
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
@@ -63,6 +78,9 @@ from holdfast.measures.spikes import over as _spikes_over
 from holdfast.measures.spikes import spikes as spikes
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
+from holdfast.measures.update_alignment import QUANTITY as _update_alignment
+from holdfast.measures.update_alignment import take as _update_alignment_take
+from holdfast.measures.update_alignment import update_alignment as update_alignment
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
 from holdfast.measures.weight_norm import QUANTITY as _weight_norm
@@ -87,6 +105,11 @@ QUANTITIES: dict[str, Quantity] = {
         _gradient_slope,
         _weight_norm,
         _update_ratio,
+        _gradient_ratio,
+        _update_alignment,
+        _radial_gradient,
+        _rotation,
+        _effective_rate,
         _spikes,
         _batch_noise,
         _train_eval_gap,
@@ -94,10 +117,17 @@ QUANTITIES: dict[str, Quantity] = {
     )
 }
 
-WATCHABLE: dict[str, Watchable] = {}
+WATCHABLE: dict[str, Watchable] = {
+    "effective-rate": Watchable(_effective_rate_take, frozenset({"optimizer"})),
+    "radial-gradient": Watchable(_radial_gradient_take, frozenset({"before"})),
+    "rotation": Watchable(_rotation_take, frozenset({"before"})),
+    "update-alignment": Watchable(_update_alignment_take, frozenset({"before"})),
+}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
+    "effective-rate": _effective_rate_over,
+    "gradient-ratio": _gradient_ratio_over,
     "spikes": _spikes_over,
 }
 """Measures that a stored run is enough for: `run.measure(name)`."""
