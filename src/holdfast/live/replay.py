@@ -138,18 +138,41 @@ def replay(
         (0, True)
     """
     inner = inner_model(model)
+    random_state = call.random if random else None
+    with (
+        unseen_pass(inner, mode=mode, random=random_state, autocast=call.autocast, compiled=compiled),
+        torch.no_grad(),
+    ):
+        args, kwargs = _cloned((call.args, dict(call.kwargs)))
+        return (compiled_model(model) if compiled else inner)(*args, **kwargs)
+
+
+@contextmanager
+def unseen_pass(
+    model: nn.Module, *, mode: Mode, random: RandomState | None, autocast: Autocast, compiled: bool = False
+) -> Iterator[None]:
+    """Let a model run in the block, as often as wanted, without a trace; see `replay`.
+
+    Args:
+        model: the plain module.
+        mode: see `replay`.
+        random: where the random generators start; where they stand now when `None`.
+        autocast: the automatic casting to run under.
+        compiled: whether compiled code may run.
+
+    Yields:
+        Nothing.
+    """
     with ExitStack() as stack:
-        stack.enter_context(untouched(inner, mode=mode))
+        stack.enter_context(untouched(model, mode=mode))
         stack.enter_context(deferred())
         stack.enter_context(preserved_random_state())
-        if random and call.random is not None:
-            call.random.restore()
-        stack.enter_context(_autocast(call.autocast))
+        if random is not None:
+            random.restore()
+        stack.enter_context(_autocast(autocast))
         stack.enter_context(_plain_execution(compiled))
-        stack.enter_context(torch.no_grad())
-        args, kwargs = _cloned((call.args, dict(call.kwargs)))
-        with interruptible():
-            return (compiled_model(model) if compiled else inner)(*args, **kwargs)
+        stack.enter_context(interruptible())
+        yield
 
 
 @contextmanager
