@@ -36,6 +36,7 @@ HELPERS = {
     "resampling",
     "scale_invariance",
     "spike_cause",
+    "spike_replay",
     "student",
     "weights",
 }
@@ -101,6 +102,7 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "batch-noise": lambda: measure(normalised(seed), **where),
         "train-eval-gap": lambda: measure(normalised(seed), **where),
         "gradient-ratio": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "gradient-snr": lambda: measure([draw(seed + k, 5, 4) for k in range(8)], **where),
         "update-alignment": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
         "radial-gradient": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
         "rotation": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),

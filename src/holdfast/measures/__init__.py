@@ -42,6 +42,10 @@ from holdfast.measures.gradient_ratio import gradient_ratio as gradient_ratio
 from holdfast.measures.gradient_ratio import over as _gradient_ratio_over
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.gradient_snr import QUANTITY as _gradient_snr
+from holdfast.measures.gradient_snr import gradient_snr as gradient_snr
+from holdfast.measures.gradient_snr import gradient_snrs as gradient_snrs
+from holdfast.measures.gradient_snr import take as _gradient_snr_take
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
@@ -71,6 +75,8 @@ from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.spike_cause import Cause as Cause
 from holdfast.measures.spike_cause import Precursor as Precursor
 from holdfast.measures.spike_cause import spike_cause as spike_cause
+from holdfast.measures.spike_replay import Replayed as Replayed
+from holdfast.measures.spike_replay import replay_spike as replay_spike
 from holdfast.measures.spikes import QUANTITY as _spikes
 from holdfast.measures.spikes import Spike as Spike
 from holdfast.measures.spikes import SpikeDetector as SpikeDetector
@@ -106,6 +112,7 @@ QUANTITIES: dict[str, Quantity] = {
         _weight_norm,
         _update_ratio,
         _gradient_ratio,
+        _gradient_snr,
         _update_alignment,
         _radial_gradient,
         _rotation,
@@ -119,6 +126,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 WATCHABLE: dict[str, Watchable] = {
     "effective-rate": Watchable(_effective_rate_take, frozenset({"optimizer"})),
+    "gradient-snr": Watchable(_gradient_snr_take, frozenset({"loss"})),
     "radial-gradient": Watchable(_radial_gradient_take, frozenset({"before"})),
     "rotation": Watchable(_rotation_take, frozenset({"before"})),
     "update-alignment": Watchable(_update_alignment_take, frozenset({"before"})),

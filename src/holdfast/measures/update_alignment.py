@@ -30,8 +30,6 @@ References:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -81,7 +79,7 @@ def take(moment: Moment) -> list[Reading]:
     return [
         reading
         for name, before, now in weights_of(moment)
-        if before is not None and now.grad is not None and not now.grad.is_sparse and math.prod(now.shape)
+        if before is not None and now.grad is not None and not now.grad.is_sparse and now.numel()
         for reading in [
             update_alignment(
                 now.detach().double() - before.double(),
