@@ -77,6 +77,9 @@ _PATIENCE = 64
 _EARLY = 20  # the spread of few rises is itself uncertain: × 1.3 at the first 64 of them, × 1.08 at 256
 _NORMAL_QUARTILES = 1.3489795003921634  # distance between the quartiles of N(0, 1)
 
+FIRST_JUDGED = 1 + 15 + _FIRST
+"""The first step that has a judge: a level of 15 and 64 rises over it are known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spike:
