@@ -85,7 +85,7 @@ def test_in_a_watch_nothing_is_changed():
     copies, versions = [each.detach().clone() for each in held], [each._version for each in held]
     state = torch.get_rng_state()
     moment = Moment(model, 4, "gen", batch=batch, loss_fn=nn.functional.cross_entropy)
-    found = WATCHABLE["gradient-snr"].take(moment)
+    found = WATCHABLE["gradient-snr"].start()(moment)
     assert [each.site for each in found[:2]] == [
         Site("", "weight_grad", "gen"),
         Site("0", "weight_grad", "gen", "weight"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import holdfast as hf
 from holdfast.core.errors import InputError, StatisticError
 from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
@@ -112,12 +113,12 @@ def test_gradient_ratio(site):
 
 
 def test_in_a_watch_the_scale_invariant_weights_alone_rotate(moment):
-    (turned,) = WATCHABLE["rotation"].take(moment)
+    (turned,) = WATCHABLE["rotation"].start()(moment)
     assert (turned.site, turned.step) == (Site("0", "update", "gen", "weight"), 7)
     expected = rotation(moment.before["0.weight"], moment.model[0].weight, site=turned.site, step=7)
     assert turned == expected
     assert turned.value > 0
-    (rate,) = WATCHABLE["effective-rate"].take(moment)
+    (rate,) = WATCHABLE["effective-rate"].start()(moment)
     norm = float(moment.model[0].weight.detach().norm())
     assert rate.site == Site("0", "weight", "gen", "weight")
     assert rate.value == pytest.approx(0.5 / norm**2)
@@ -125,15 +126,15 @@ def test_in_a_watch_the_scale_invariant_weights_alone_rotate(moment):
 
 def test_without_a_graph_every_weight_rotates_and_no_rate_is_said(moment):
     plain = Moment(moment.model, 7, before=moment.before, optimizer=moment.optimizer)
-    assert [each.site.module for each in WATCHABLE["rotation"].take(plain)] == ["0", "3"]
-    assert WATCHABLE["effective-rate"].take(plain) == []
+    assert [each.site.module for each in WATCHABLE["rotation"].start()(plain)] == ["0", "3"]
+    assert WATCHABLE["effective-rate"].start()(plain) == []
 
 
 def test_plain_sgd_goes_down_its_gradient_and_its_weight_has_none_along_itself(moment):
-    found = {each.site.module + "." + each.site.leaf: each for each in WATCHABLE["update-alignment"].take(moment)}
+    found = {each.site.module + "." + each.site.leaf: each for each in WATCHABLE["update-alignment"].start()(moment)}
     assert set(found) >= {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
     assert all(each.value == pytest.approx(1.0, abs=1e-3) for name, each in found.items() if name != "0.bias")
-    radial = {each.site.module: each for each in WATCHABLE["radial-gradient"].take(moment)}
+    radial = {each.site.module: each for each in WATCHABLE["radial-gradient"].start()(moment)}
     assert set(radial) == {"0", "3"}
     assert abs(radial["0"].value) < 1e-3  # ε of the BatchNorm
     assert abs(radial["3"].value) > 0.1
@@ -141,14 +142,14 @@ def test_plain_sgd_goes_down_its_gradient_and_its_weight_has_none_along_itself(m
 
 def test_cleared_gradients_give_no_figure(moment):
     moment.optimizer.zero_grad()
-    assert WATCHABLE["update-alignment"].take(moment) == []
-    assert WATCHABLE["radial-gradient"].take(moment) == []
+    assert WATCHABLE["update-alignment"].start()(moment) == []
+    assert WATCHABLE["radial-gradient"].start()(moment) == []
 
 
 def test_another_shape_before_the_step_is_refused(moment):
     wrong = Moment(moment.model, 7, before={**moment.before, "0.weight": torch.ones(2)})
     with pytest.raises(InputError, match=re.escape("'0.weight' before the step in the shape that it has, (8, 6)")):
-        WATCHABLE["rotation"].take(wrong)
+        WATCHABLE["rotation"].start()(wrong)
 
 
 @pytest.mark.parametrize("name", ["rotation", "effective-rate", "update-alignment", "radial-gradient"])
@@ -159,7 +160,7 @@ def test_nothing_is_changed(moment, name):
     held = [*model.parameters(), *model.buffers(), *(each.grad for each in model.parameters()), torch.get_rng_state()]
     copies, versions = [each.detach().clone() for each in held], [each._version for each in held]
     before = {key: value.clone() for key, value in moment.before.items()}
-    assert watchable.take(moment)
+    assert watchable.start()(moment)
     held[-1] = torch.get_rng_state()
     assert all(map(torch.equal, held, copies))
     assert [each._version for each in held[:-1]] == versions[:-1]
@@ -221,3 +222,34 @@ def test_what_is_used_twice_or_shared_is_not_called_scale_invariant():
     tied[2].weight = tied[0].weight
     assert scale_invariant(extract(tied, call=call)) == ()
     assert scale_invariant(extract(tied)) == ()
+
+
+def test_in_a_run_they_are_stored_beside_what_is_always_taken(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    names = ["rotation", "effective-rate", "update-alignment", "radial-gradient", "gradient-snr"]
+    held = torch.randn(32, 6), torch.randint(3, (32,))
+    loss_fn = nn.functional.cross_entropy
+    with hf.watch(
+        model, optimizer, run=tmp_path / "run", every=2, measures=names, batch=held, loss_fn=loss_fn, strict=True
+    ):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_fn(model(torch.randn(16, 6)), torch.randint(3, (16,))).backward()
+            optimizer.step()
+    with hf.Run(tmp_path / "run") as run:
+        assert set(names) <= set(run.history.measures())
+        turned = run.history.readings("rotation")
+        assert {each.site.module for each in turned} == {"0"}
+        norms = {each.step: each.value for each in run.history.readings("weight-norm", WEIGHT)}
+        live = {each.step: each.value for each in run.history.readings("effective-rate")}
+        assert live
+        assert all(value == pytest.approx(0.1 / norms[step] ** 2, rel=1e-4) for step, value in live.items())
+        offline = {each.step: each.value for each in run.measure("effective-rate")}
+        assert all(offline[step] == pytest.approx(value, rel=1e-4) for step, value in live.items())
+        assert (
+            len(run.measure("gradient-ratio"))
+            == len(run.history.readings("gradient-norm", WEIGHT.at(port="weight_grad"))) * 6
+        )
+        assert run.measure("spikes") == []

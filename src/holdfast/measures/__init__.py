@@ -125,11 +125,11 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 WATCHABLE: dict[str, Watchable] = {
-    "effective-rate": Watchable(_effective_rate_take, frozenset({"optimizer"})),
-    "gradient-snr": Watchable(_gradient_snr_take, frozenset({"loss"})),
-    "radial-gradient": Watchable(_radial_gradient_take, frozenset({"before"})),
-    "rotation": Watchable(_rotation_take, frozenset({"before"})),
-    "update-alignment": Watchable(_update_alignment_take, frozenset({"before"})),
+    "effective-rate": Watchable(lambda: _effective_rate_take, frozenset({"optimizer"})),
+    "gradient-snr": Watchable(lambda: _gradient_snr_take, frozenset({"loss"})),
+    "radial-gradient": Watchable(lambda: _radial_gradient_take, frozenset({"before"})),
+    "rotation": Watchable(lambda: _rotation_take, frozenset({"before"})),
+    "update-alignment": Watchable(lambda: _update_alignment_take, frozenset({"before"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
