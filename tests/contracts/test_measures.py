@@ -54,6 +54,19 @@ HELPERS = {
     "wilson",
 }
 HELPERS = {"depth_slope", "distance", "l2_norm", "labelled_batch", "pairing", "ratio", "resampling", "student"}
+    "depth_slope",
+    "direction",
+    "distance",
+    "l2_norm",
+    "pairing",
+    "ratio",
+    "resampling",
+    "scale_invariance",
+    "spike_cause",
+    "spike_replay",
+    "student",
+    "weights",
+}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -101,6 +114,11 @@ def sweep(seed: int) -> Sweep:
     """Descent on a parabola of random curvature."""
     curvature = 1.0 + float(draw(seed, 1).abs())
     return sweep_learning_rates(lambda rate: (1 - curvature * rate) ** 20, 1.0, low=0.1, high=10.0, repeats=2)
+def spiked(seed: int) -> list[float]:
+    """A noisy loss whose 301st value, at step 3, is twelve times as large."""
+    values = np.exp(0.1 * np.random.default_rng(seed).standard_normal(400))
+    values[300] *= 12
+    return values.tolist()
 
 
 def readings_of(name: str, seed: int) -> list[Reading | None]:
@@ -142,6 +160,13 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "gauss-newton-condition": lambda: measure(*bowl(seed), **where),
         "maximum-learning-rate": lambda: measure(sweep(seed), **where),
         "learning-rate-sensitivity": lambda: measure(sweep(seed), **where),
+        "gradient-ratio": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "gradient-snr": lambda: measure([draw(seed + k, 5, 4) for k in range(8)], **where),
+        "update-alignment": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "radial-gradient": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "rotation": lambda: measure(draw(seed, 5, 4), draw(seed + 1, 5, 4), **where),
+        "effective-rate": lambda: measure(draw(seed, 5, 4), 0.1, **where),
+        "spikes": lambda: measure(spiked(seed), range(-297, 103))[0].reading(SITE),
         "running-lag": lambda: measure([normalised(seed + k) for k in range(5)], **where),
         "gate-saturation": lambda: measure(seen.summary, **where, samples=16),
         "attention-saturation": lambda: measure(attended, **where),

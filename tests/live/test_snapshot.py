@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast.core.errors import InputError
 from holdfast.live.snapshot import Snapshot
 
 OPTIMISERS = {
@@ -67,3 +68,15 @@ def test_everything_is_put_back_twice(kind, steps):
     after = frozen(model, optimizer)
     step(model, optimizer)  # it still trains
     assert not equal(frozen(model, optimizer)[0], after[0])
+
+
+def test_kept_values_can_be_read_without_putting_them_back():
+    layer = nn.Linear(2, 3)
+    expected = [each.detach().clone() for each in (layer.bias, layer.weight)]
+    snapshot = Snapshot(layer, None)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    assert all(map(torch.equal, snapshot.values([layer.bias, layer.weight]), expected))
+    assert not layer.weight.any()
+    with pytest.raises(InputError, match="expected a snapshot of this model"):
+        snapshot.values([nn.Linear(1, 1).weight])

@@ -10,6 +10,7 @@ from holdfast.diagnosis.decayed_gain import DecayedGain
 from holdfast.diagnosis.degenerate_group import DegenerateGroup
 from holdfast.diagnosis.drift_amplification import DriftAmplification
 from holdfast.diagnosis.exploding_gradient import ExplodingGradient
+from holdfast.diagnosis.loss_spike import LossSpike
 from holdfast.diagnosis.nonfinite import NonFinite
 from holdfast.diagnosis.normaliser_order import NormaliserOrder
 from holdfast.diagnosis.poor_init import PoorInit
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     DeadUnits(),
     VanishingGradient(),
     ExplodingGradient(),
+    LossSpike(),
     UpdateRatio(),
     UnscaledInput(),
     PoorInit(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.core.errors import InputError
 from holdfast.core.interrupt import deferred
 
 
@@ -55,6 +56,27 @@ class Snapshot:
                 (key, state, {name: _kept(value) for name, value in state.items()})
                 for key, state in optimizer.state.items()
             ]
+
+    def values(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The kept values of some of the parameters, without putting them back.
+
+        Args:
+            parameters: of the model that was kept.
+
+        Returns:
+            One tensor each, not to be written to.
+
+        Raises:
+            InputError: one of them was not kept.
+        """
+        kept = {id(parameter): value for parameter, value, _, _ in self._parameters}
+        if any(id(each) not in kept for each in parameters):
+            raise InputError(
+                "a snapshot of this model",
+                "one of another, or of this one before its layers changed",
+                "type: snapshot = Snapshot(model, optimizer)",
+            )
+        return [kept[id(each)] for each in parameters]
 
     def restore(self) -> None:
         """Put everything back; may be called again."""

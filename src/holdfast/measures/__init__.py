@@ -54,6 +54,10 @@ from holdfast.measures.drift_gain import drift_gain as drift_gain
 # rank: over how many directions features spread
 from holdfast.measures.effective_rank import QUANTITY as _effective_rank
 from holdfast.measures.effective_rank import effective_rank as effective_rank
+from holdfast.measures.effective_rate import QUANTITY as _effective_rate
+from holdfast.measures.effective_rate import effective_rate as effective_rate
+from holdfast.measures.effective_rate import over as _effective_rate_over
+from holdfast.measures.effective_rate import take as _effective_rate_take
 from holdfast.measures.effective_smoothness import QUANTITY as _effective_smoothness
 from holdfast.measures.effective_smoothness import effective_smoothness as effective_smoothness
 from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
@@ -67,8 +71,15 @@ from holdfast.measures.gradient_norm import QUANTITY as _gradient_norm
 from holdfast.measures.gradient_norm import gradient_norm as gradient_norm
 from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_predictiveness
 from holdfast.measures.gradient_predictiveness import gradient_predictiveness as gradient_predictiveness
+from holdfast.measures.gradient_ratio import QUANTITY as _gradient_ratio
+from holdfast.measures.gradient_ratio import gradient_ratio as gradient_ratio
+from holdfast.measures.gradient_ratio import over as _gradient_ratio_over
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
+from holdfast.measures.gradient_snr import QUANTITY as _gradient_snr
+from holdfast.measures.gradient_snr import gradient_snr as gradient_snr
+from holdfast.measures.gradient_snr import gradient_snrs as gradient_snrs
+from holdfast.measures.gradient_snr import take as _gradient_snr_take
 from holdfast.measures.hessian_trace import QUANTITY as _hessian_trace
 from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
 from holdfast.measures.landscape import landscape as landscape
@@ -89,15 +100,23 @@ from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
 from holdfast.measures.participation_ratio import QUANTITY as _participation_ratio
 from holdfast.measures.participation_ratio import participation_ratio as participation_ratio
+from holdfast.measures.radial_gradient import QUANTITY as _radial_gradient
+from holdfast.measures.radial_gradient import radial_gradient as radial_gradient
+from holdfast.measures.radial_gradient import take as _radial_gradient_take
 from holdfast.measures.rank_window import RankWindow as RankWindow
 from holdfast.measures.relative_gradient_change import QUANTITY as _relative_gradient_change
 from holdfast.measures.relative_gradient_change import relative_gradient_change as relative_gradient_change
+from holdfast.measures.rotation import QUANTITY as _rotation
+from holdfast.measures.rotation import equilibrium_rotation as equilibrium_rotation
+from holdfast.measures.rotation import rotation as rotation
+from holdfast.measures.rotation import take as _rotation_take
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
 from holdfast.measures.sampling_drift import sampling_drift as sampling_drift
 from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
+from holdfast.measures.scale_invariance import scale_invariant as scale_invariant
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
 from holdfast.measures.sharpness import QUANTITY as _sharpness
@@ -107,6 +126,18 @@ from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.spectral_density import spectral_density as spectral_density
 from holdfast.measures.spectrum import parts_of as parts_of
+
+# spikes: steps that stand out, and what they came from
+from holdfast.measures.spike_cause import Cause as Cause
+from holdfast.measures.spike_cause import Precursor as Precursor
+from holdfast.measures.spike_cause import spike_cause as spike_cause
+from holdfast.measures.spike_replay import Replayed as Replayed
+from holdfast.measures.spike_replay import replay_spike as replay_spike
+from holdfast.measures.spikes import QUANTITY as _spikes
+from holdfast.measures.spikes import Spike as Spike
+from holdfast.measures.spikes import SpikeDetector as SpikeDetector
+from holdfast.measures.spikes import over as _spikes_over
+from holdfast.measures.spikes import spikes as spikes
 from holdfast.measures.stability import stability as stability
 from holdfast.measures.stability import take as _take_stability
 from holdfast.measures.stability_ratio import QUANTITY as _stability_ratio
@@ -123,6 +154,9 @@ from holdfast.measures.streams import take as _take_streams
 from holdfast.measures.streams import take_gradients as _take_stream_gradients
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
+from holdfast.measures.update_alignment import QUANTITY as _update_alignment
+from holdfast.measures.update_alignment import take as _update_alignment_take
+from holdfast.measures.update_alignment import update_alignment as update_alignment
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
 from holdfast.measures.variance_rank import QUANTITY as _variance_rank
@@ -154,6 +188,13 @@ QUANTITIES: dict[str, Quantity] = {
         _gradient_ics,
         _weight_norm,
         _update_ratio,
+        _gradient_ratio,
+        _gradient_snr,
+        _update_alignment,
+        _radial_gradient,
+        _rotation,
+        _effective_rate,
+        _spikes,
         _batch_noise,
         _train_eval_gap,
         _running_lag,
@@ -201,8 +242,17 @@ WATCHABLE: dict[str, Watchable] = {
     "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
     "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
     "gradient-ics": Watchable(lambda: _take_gradient_ics, frozenset({"before", "loss"})),
+    "effective-rate": Watchable(lambda: _effective_rate_take, frozenset({"optimizer"})),
+    "gradient-snr": Watchable(lambda: _gradient_snr_take, frozenset({"loss"})),
+    "radial-gradient": Watchable(lambda: _radial_gradient_take, frozenset({"before"})),
+    "rotation": Watchable(lambda: _rotation_take, frozenset({"before"})),
+    "update-alignment": Watchable(lambda: _update_alignment_take, frozenset({"before"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
-OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {}
+OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
+    "effective-rate": _effective_rate_over,
+    "gradient-ratio": _gradient_ratio_over,
+    "spikes": _spikes_over,
+}
 """Measures that a stored run is enough for: `run.measure(name)`."""
