@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -17,16 +18,30 @@ from torch import Tensor
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
+from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures import QUANTITIES
+from holdfast.measures import OFFLINE, QUANTITIES
+from holdfast.measures.permutation_test import permutation_test
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
+from holdfast.store.memory import MemoryRun
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
-HELPERS = {"depth_slope", "distance", "l2_norm", "pairing", "ratio", "resampling", "student"}
+HELPERS = {
+    "depth_slope",
+    "gaussian",
+    "l2_norm",
+    "pairing",
+    "permutation_test",
+    "ratio",
+    "resampling",
+    "sample",
+    "stored_distances",
+    "student",
+}
 """Files of the family that are not a measure."""
 
 # Which function of a measure's file gives its readings, where it is not named like the file.
@@ -56,6 +71,26 @@ def norm(value: float, port: str = "grad_output") -> Reading:
     return Reading("gradient-norm", SITE.at(port=port), 1, value, "L2 norm", 64)
 
 
+@functools.cache
+def stored(seed: int) -> MemoryRun:
+    """A run of 24 steps that kept a summary of one site at each."""
+    run = MemoryRun()
+    for step in range(1, 25):
+        run.write(StepRecord(step, summaries={SITE: observe(draw(100 * seed + step, 16, 6, 2), exponent=0).summary}))
+    return run
+
+
+def offline(name: str, seed: int) -> Reading | None:
+    """What a stored run gives at step 3."""
+    return next((each for each in OFFLINE[name](stored(seed)) if each.step == 3), None)
+
+
+def on_samples(name: str, seed: int) -> Reading:
+    """A distance of two batches of vectors, with its floor."""
+    found = permutation_test(function_of(name), draw(seed, 12, 5), draw(seed + 1, 12, 5), permutations=19)
+    return found.reading(QUANTITIES[name], site=SITE, step=3)
+
+
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -70,6 +105,9 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "parameter-share": lambda: measure(drifts[0], drifts[1], **where),
         "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
         "drift-amplification": lambda: measure(drifts, **where),
+        **{each: functools.partial(offline, each, seed) for each in OFFLINE},
+        "sliced-wasserstein": lambda: on_samples(name, seed),
+        "mmd": lambda: on_samples(name, seed),
         "collapsed-features": lambda: measure(x, **where),
         "signal-spread": lambda: measure(seen.channels, **where),
         "saturated-fraction": lambda: measure(seen.summary, **where, samples=16),

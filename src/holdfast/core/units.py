@@ -20,6 +20,8 @@ class Unit(StrEnum):
     """Euclidean norm, in the tensor's own unit."""
     ACTIVATION = "activation"
     """The tensor's own unit."""
+    KERNEL = "kernel value"
+    """Of a kernel that is 1 between equal points and falls to 0."""
     LOSS = "loss"
     """The unit of the user's loss."""
     COUNT = "count"
