@@ -9,6 +9,7 @@ import math
 import pkgutil
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from holdfast.core.reading import Reading
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures import OFFLINE, QUANTITIES
+from holdfast.measures import QUANTITIES
 from holdfast.measures.permutation_test import permutation_test
+from holdfast.measures.stored_distances import OVER
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
@@ -34,6 +36,7 @@ HELPERS = {
     "depth_slope",
     "gaussian",
     "l2_norm",
+    "multiplicity",
     "pairing",
     "permutation_test",
     "ratio",
@@ -82,7 +85,7 @@ def stored(seed: int) -> MemoryRun:
 
 def offline(name: str, seed: int) -> Reading | None:
     """What a stored run gives at step 3."""
-    return next((each for each in OFFLINE[name](stored(seed)) if each.step == 3), None)
+    return next((each for each in OVER[name](stored(seed)) if each.step == 3), None)
 
 
 def on_samples(name: str, seed: int) -> Reading:
@@ -100,12 +103,16 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
     makers: dict[str, Callable[[], Reading | None]] = {
         "parameter-drift": lambda: measure(x, y, **where, lag=1),
         "scale-shift": lambda: measure(x, y, **where, lag=1),
+        "scale-shift-p95": lambda: measure(x, y, **where, lag=1),
+        "shape-shift": lambda: measure(x, y, **where, lag=1),
+        "path-length": lambda: measure([replace(each, lag=1) for each in drifts], **where, lag=9),
+        "straightness": lambda: measure(drifts[0], drifts[1], **where),
         "observed-drift": lambda: measure(x, y, **where, lag=1),
         "sampling-drift": lambda: measure(x, y, **where, lag=1),
         "parameter-share": lambda: measure(drifts[0], drifts[1], **where),
         "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
         "drift-amplification": lambda: measure(drifts, **where),
-        **{each: functools.partial(offline, each, seed) for each in OFFLINE},
+        **{each: functools.partial(offline, each, seed) for each in OVER},
         "sliced-wasserstein": lambda: on_samples(name, seed),
         "mmd": lambda: on_samples(name, seed),
         "collapsed-features": lambda: measure(x, **where),
@@ -198,7 +205,7 @@ class TestEveryMeasure:
         assert readings_of(name, 5) == first
 
 
-@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift"])
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "shape-shift"])
 def test_the_seed_is_private_and_moves_the_floor_only(name: str) -> None:
     x, y = (observe(draw(seed, 16, 6, 1)).features for seed in (0, 1))
     a, b = (function_of(name)(x, y, site=SITE, step=1, lag=1, seed=seed) for seed in (0, 1))
@@ -207,7 +214,7 @@ def test_the_seed_is_private_and_moves_the_floor_only(name: str) -> None:
     assert a.noise_floor == pytest.approx(b.noise_floor, rel=0.5)
 
 
-@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "sampling-drift"])
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "shape-shift", "sampling-drift"])
 def test_inputs_are_read_and_not_written_or_tracked(name: str) -> None:
     x, y, _ = batch(0)
     tracked = Features(x.values.clone().requires_grad_(), x.sd, x.mean, x.rms)

@@ -47,12 +47,15 @@ from holdfast.measures.log_scale_ratio import log_scale_ratio as log_scale_ratio
 from holdfast.measures.mmd import QUANTITY as _mmd
 from holdfast.measures.mmd import mmd as mmd
 from holdfast.measures.mmd import mmd_test as mmd_test
+from holdfast.measures.multiplicity import within_noise as within_noise
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
+from holdfast.measures.path_length import QUANTITY as _path_length
+from holdfast.measures.path_length import path_length as path_length
 from holdfast.measures.permutation_test import permutation_test as permutation_test
 from holdfast.measures.permutation_test import split_half_floor as split_half_floor
 from holdfast.measures.running_lag import QUANTITY as _running_lag
@@ -63,6 +66,10 @@ from holdfast.measures.saturated_fraction import QUANTITY as _saturated_fraction
 from holdfast.measures.saturated_fraction import saturated_fraction as saturated_fraction
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.scale_shift_p95 import QUANTITY as _scale_shift_p95
+from holdfast.measures.scale_shift_p95 import scale_shift_p95 as scale_shift_p95
+from holdfast.measures.shape_shift import QUANTITY as _shape_shift
+from holdfast.measures.shape_shift import shape_shift as shape_shift
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.sliced_wasserstein import QUANTITY as _sliced_wasserstein
@@ -70,6 +77,11 @@ from holdfast.measures.sliced_wasserstein import sliced_wasserstein as sliced_wa
 from holdfast.measures.standardised_mean_shift import QUANTITY as _standardised_mean_shift
 from holdfast.measures.standardised_mean_shift import standardised_mean_shift as standardised_mean_shift
 from holdfast.measures.stored_distances import OVER as _stored_distances
+from holdfast.measures.straightness import QUANTITY as _straightness
+from holdfast.measures.straightness import journeys as journeys
+from holdfast.measures.straightness import over as _straightness_over
+from holdfast.measures.straightness import path_over as _path_length_over
+from holdfast.measures.straightness import straightness as straightness
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
@@ -85,6 +97,10 @@ QUANTITIES: dict[str, Quantity] = {
     for quantity in (
         _parameter_drift,
         _scale_shift,
+        _scale_shift_p95,
+        _shape_shift,
+        _path_length,
+        _straightness,
         _observed_drift,
         _sampling_drift,
         _parameter_share,
@@ -117,5 +133,9 @@ QUANTITIES: dict[str, Quantity] = {
 WATCHABLE: dict[str, Watchable] = {}
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
-OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {**_stored_distances}
+OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
+    "path-length": _path_length_over,
+    "straightness": _straightness_over,
+    **_stored_distances,
+}
 """Measures that a stored run is enough for: `run.measure(name)`."""

@@ -72,10 +72,10 @@ def gaussian_kl(reference: Normal, current: Normal, *, symmetric: bool = False) 
     _cholesky(first)
     from scipy.linalg import eigh, solve_triangular
 
-    shift = solve_triangular(root, second.mean - first.mean, lower=True)
+    whitened = solve_triangular(root, second.mean - first.mean, lower=True)
     # Σ₁ v = λ Σ₂ v: trace and determinants are sums over λ of what one value would give.
     ratios = eigh(first.covariance, second.covariance, eigvals_only=True)
-    return sum(_of_ratio(each) for each in ratios.tolist()) + float(shift @ shift) / 2
+    return sum(_of_ratio(each) for each in ratios.tolist()) + float(whitened @ whitened) / 2
 
 
 def _of_ratio(ratio: float) -> float:
