@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -41,18 +42,24 @@ def test_all_seven_are_offered_offline():
     assert all(quantity is QUANTITIES[quantity.name] for quantity, _ in DISTANCES)
 
 
-def test_compares_the_youngest_state_that_is_old_enough():
+def test_holds_a_state_until_one_is_late_enough():
     steps = [*range(1, 60, 3), *range(60, 400, 20)]
     run = run_of({step: summary_of(step) for step in steps})
     readings = OVER["wasserstein1"](run)
     assert lags(readings) == {1, 10, 100}
     stored = dict(run.summaries(SITE))
-    for reading in readings:
-        decade = reading.lag_decade
-        earlier = max(step for step in steps if step <= reading.step - decade)
-        assert reading.lag == reading.step - earlier < 10 * decade
-        a, b = stored[earlier], stored[reading.step]
-        assert reading.value == wasserstein1(a.sketch, b.sketch) / a.moments.sd
+    for decade in (1, 10, 100):
+        mine = [each for each in readings if each.lag_decade == decade]
+        for earlier, later in itertools.pairwise(mine):
+            assert later.step - later.lag >= earlier.step
+        for reading in mine:
+            since = reading.step - reading.lag
+            assert reading.step == min(step for step in steps if step >= since + decade)
+            a, b = stored[since], stored[reading.step]
+            assert reading.value == wasserstein1(a.sketch, b.sketch) / a.moments.sd
+    # 20 steps apart there is no lag of the decade 1
+    assert max(each.step for each in readings if each.lag_decade == 1) == 60
+    assert [each.step for each in readings if each.lag_decade == 100] == [120, 220, 320]
     assert {(each.site, each.n, each.measure, str(each.unit)) for each in readings} == {
         (SITE, 256, "wasserstein1", "reference SD")
     }
@@ -66,11 +73,11 @@ def test_n_is_samples_where_the_run_knows_them():
 
 @pytest.mark.parametrize("name", OVER)
 def test_noise_stays_within_the_floor_and_a_displacement_does_not(name):
-    """Batches of one distribution: 5 % of readings; a slow move by 1.5 SD and to twice the spread: all over lag 100."""
+    """Batches of one distribution: 5 % of readings. A slow move, 0.75 and a factor of 2 in 100 steps: all over lag 100."""
     still = OVER[name](run_of({step: summary_of(step) for step in range(1, 200)}))
     assert np.mean([each.above_noise for each in still]) < 0.15
     moving = OVER[name](
-        run_of({step: summary_of(step, shift=step / 133, scale=1 + step / 200) for step in range(1, 200)})
+        run_of({step: summary_of(step, shift=step / 133, scale=math.exp(step / 130)) for step in range(1, 400)})
     )
     assert np.mean([each.above_noise for each in moving if each.lag_decade == 100]) > 0.95
     assert np.mean([each.above_noise for each in moving if each.lag_decade == 1]) < 0.25

@@ -3,8 +3,8 @@
 A noise floor is the 95th percentile of a measure when nothing moved: of 100 sites, 5 exceed theirs at every step. A
 site's readings of one measure over one lag are judged together: of n readings k exceed their floors, and
 p = P(Binomial(n, 0.05) ≥ k). The p-values of all sites go through Benjamini–Hochberg at 5 %, so that of those that
-stand at most 5 % are false, however many sites there are. (Readings of one site are taken as independent; those of
-neighbouring sites may depend on each other as they like to, as long as they rise together.)
+stand at most 5 % are false, however many sites there are. Readings of one site are taken as independent, which those
+over windows that overlap are not; those of neighbouring sites may depend on each other, as long as they rise together.
 
 References:
     Benjamini & Hochberg 1995, "Controlling the false discovery rate".

@@ -10,6 +10,10 @@ next, so that a distance over a longer lag that exceeds it is a displacement tha
 parameters move steadily and fast it is too high, never too low. Below 20 observed steps it cannot be told and there
 are no readings.
 
+For each of the lags 1, 10, 100 and 1,000 one state is held; when a later one is at least so much later, the distance is
+read under its true lag, and the later one is held in its place: readings of one lag do not overlap, as the fixed
+probe's do not.
+
 Distances in the unit of the values are divided by the SD of the earlier summary, over all its values.
 """
 
@@ -17,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -121,13 +124,16 @@ def _neighbours(stored: Stored, between: Between) -> float | None:
 
 
 def _pairs(stored: Stored) -> Iterator[tuple[int, int, Summary, Summary]]:
-    """Later step, lag, earlier and later summary: for each lag the youngest state that is old enough."""
-    steps = [step for step, _ in stored]
+    """Later step, lag, earlier and later summary; those of one lag do not overlap."""
     for lag in LAGS:
         found = []
+        held = stored[:1]
         for step, later in stored:
-            place = bisect_right(steps, step - lag) - 1
-            if place >= 0 and step - steps[place] < 10 * lag and comparable(stored[place][1], later):
-                found.append((step, step - steps[place], stored[place][1], later))
+            since, earlier = held[0]
+            if step - since < lag:
+                continue
+            if step - since < 10 * lag and comparable(earlier, later):
+                found.append((step, step - since, earlier, later))
+            held = [(step, later)]
         for k in np.unique(np.linspace(0, len(found) - 1, min(POINTS, len(found))).round().astype(int)).tolist():
             yield found[k]
