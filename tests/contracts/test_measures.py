@@ -23,7 +23,6 @@ from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures import QUANTITIES
-from holdfast.measures.permutation_test import permutation_test
 from holdfast.measures.stored_distances import OVER
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
@@ -88,12 +87,6 @@ def offline(name: str, seed: int) -> Reading | None:
     return next((each for each in OVER[name](stored(seed)) if each.step == 3), None)
 
 
-def on_samples(name: str, seed: int) -> Reading:
-    """A distance of two batches of vectors, with its floor."""
-    found = permutation_test(function_of(name), draw(seed, 12, 5), draw(seed + 1, 12, 5), permutations=19)
-    return found.reading(QUANTITIES[name], site=SITE, step=3)
-
-
 def readings_of(name: str, seed: int) -> list[Reading | None]:
     """Readings of a measure on random data. A new measure needs a line here."""
     measure = function_of(name)
@@ -113,8 +106,8 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
         "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
         "drift-amplification": lambda: measure(drifts, **where),
         **{each: functools.partial(offline, each, seed) for each in OVER},
-        "sliced-wasserstein": lambda: on_samples(name, seed),
-        "mmd": lambda: on_samples(name, seed),
+        "sliced-wasserstein": lambda: family.sliced_wasserstein_shift(x, y, **where, lag=1),
+        "mmd": lambda: family.mmd_shift(x, y, **where, lag=1),
         "collapsed-features": lambda: measure(x, **where),
         "signal-spread": lambda: measure(seen.channels, **where),
         "saturated-fraction": lambda: measure(seen.summary, **where, samples=16),

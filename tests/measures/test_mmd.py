@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from holdfast.core.errors import StatisticError
-from holdfast.measures.mmd import mmd, mmd_test
+from holdfast.measures.mmd import MOST, mmd, mmd_shift, mmd_test
 from holdfast.measures.permutation_test import permutation_test
 
 
@@ -69,3 +69,42 @@ def test_bad_input():
         mmd(draw(1, 2, 0), draw(5, 2, 0))
     with pytest.raises(StatisticError, match="two samples of 2 features; got one of 3"):
         mmd(draw(4, 2, 0), draw(5, 3, 0))
+
+
+def test_a_shift_is_the_definition_without_a_sample_against_itself(site, in_unit):
+    x, y = (torch.from_numpy(draw(9, 2, seed)) for seed in (0, 1))
+    reading = mmd_shift(in_unit(x), in_unit(y), site=site, step=4, lag=1)
+    a, b = x.float().double().numpy(), y.float().double().numpy()
+    distance = pytest.importorskip("scipy.spatial.distance")
+    pairs = distance.pdist(np.concatenate([a, b]))
+    assert len(pairs) % 2 == 1  # the median is one of them
+    h = float(np.median(pairs))
+
+    def k(p, q):
+        return np.exp(-np.sum((p - q) ** 2) / (2 * h**2))
+
+    total = sum(
+        k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(a[j], b[i]) for i in range(9) for j in range(9) if i != j
+    )
+    assert reading.value == pytest.approx(total / 72, rel=1e-6)
+    assert (reading.n, reading.step, reading.lag, reading.measure) == (9, 4, 1, "mmd")
+
+
+@pytest.mark.parametrize(("n", "channels"), [(8, 1), (40, 12)])
+def test_null_exceedance_of_a_shift(shapes_unchecked, site, in_unit, n, channels):
+    """Noise of one kind before and after: 5 % of 500 above, and three standard errors."""
+    above = 0
+    for trial in range(500):
+        common, *noise = (torch.from_numpy(draw(n, channels, 3 * trial + k)) for k in range(3))
+        x, y = (in_unit(common.exp() + 0.3 * each) for each in noise)
+        above += mmd_shift(x, y, site=site, step=1, lag=1).above_noise
+    assert 0.02 <= above / 500 <= 0.08
+
+
+def test_a_shift_sees_what_moved(site, in_unit):
+    x = torch.from_numpy(draw(64, 6, 0))
+    assert mmd_shift(in_unit(x), in_unit(x), site=site, step=1, lag=1).value == pytest.approx(0.0, abs=1e-15)
+    assert mmd_shift(in_unit(x), in_unit(x + 0.3), site=site, step=1, lag=1).above_noise
+    assert mmd_shift(in_unit(x[:7]), in_unit(x[:7]), site=site, step=1, lag=1) is None
+    many = torch.from_numpy(draw(700, 2, 0))
+    assert mmd_shift(in_unit(many), in_unit(many + 1), site=site, step=1, lag=1).n == MOST

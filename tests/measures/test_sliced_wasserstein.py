@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from holdfast.core.errors import StatisticError
-from holdfast.measures.sliced_wasserstein import directions, sliced_wasserstein
+from holdfast.measures.sliced_wasserstein import directions, sliced_wasserstein, sliced_wasserstein_shift
 from holdfast.measures.wasserstein1 import wasserstein1
 
 
@@ -53,3 +53,30 @@ def test_bad_input():
         sliced_wasserstein(draw(5, 3, 0), draw(5, 4, 0))
     with pytest.raises(StatisticError, match=r"x\.flatten\(1\)"):
         sliced_wasserstein(draw(5, 3, 0)[0], draw(5, 3, 0))
+
+
+def test_a_shift_of_the_same_samples_in_reference_sd(site, features_of):
+    x = torch.from_numpy(draw(50, 6, 0)).float()
+    y = x + torch.from_numpy(draw(50, 6, 1)).float()
+    before, after = features_of(x), features_of(y)
+    reading = sliced_wasserstein_shift(before, after, site=site, step=4, lag=1)
+    sd = x.std(0, correction=0)
+    assert reading.value == pytest.approx(sliced_wasserstein(x / sd, y / sd), rel=1e-5)
+    assert (reading.n, reading.unit, reading.step, reading.lag) == (50, "reference SD", 4, 1)
+    # whatever the features' own scales
+    scale = torch.tensor([1.0, 100.0, 1e-3, 1.0, 5.0, 1.0])
+    scaled = sliced_wasserstein_shift(features_of(x * scale), features_of(y * scale), site=site, step=4, lag=1)
+    assert scaled.value == pytest.approx(reading.value, rel=1e-4)
+    assert sliced_wasserstein_shift(before, before, site=site, step=4, lag=1).value == 0.0
+    assert sliced_wasserstein_shift(before, features_of(x + 0.2), site=site, step=4, lag=1).above_noise
+    assert sliced_wasserstein_shift(features_of(x[:7]), features_of(y[:7]), site=site, step=4, lag=1) is None
+
+
+def test_null_exceedance_of_a_shift(shapes_unchecked, site, in_unit):
+    """Noise of one kind before and after: 3 of 64 above, and three standard errors of 200."""
+    above = 0
+    for trial in range(200):
+        common, *noise = (torch.from_numpy(draw(24, 4, 3 * trial + k)) for k in range(3))
+        x, y = (in_unit(common.exp() + 0.3 * each) for each in noise)
+        above += sliced_wasserstein_shift(x, y, site=site, step=1, lag=1).above_noise
+    assert above / 200 == pytest.approx(3 / 64, abs=0.045)

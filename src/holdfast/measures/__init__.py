@@ -46,6 +46,7 @@ from holdfast.measures.log_scale_ratio import QUANTITY as _log_scale_ratio
 from holdfast.measures.log_scale_ratio import log_scale_ratio as log_scale_ratio
 from holdfast.measures.mmd import QUANTITY as _mmd
 from holdfast.measures.mmd import mmd as mmd
+from holdfast.measures.mmd import mmd_shift as mmd_shift
 from holdfast.measures.mmd import mmd_test as mmd_test
 from holdfast.measures.multiplicity import within_noise as within_noise
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
@@ -74,6 +75,7 @@ from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.sliced_wasserstein import QUANTITY as _sliced_wasserstein
 from holdfast.measures.sliced_wasserstein import sliced_wasserstein as sliced_wasserstein
+from holdfast.measures.sliced_wasserstein import sliced_wasserstein_shift as sliced_wasserstein_shift
 from holdfast.measures.standardised_mean_shift import QUANTITY as _standardised_mean_shift
 from holdfast.measures.standardised_mean_shift import standardised_mean_shift as standardised_mean_shift
 from holdfast.measures.stored_distances import OVER as _stored_distances

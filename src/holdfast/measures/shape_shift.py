@@ -41,12 +41,11 @@ import torch
 from jaxtyping import Float64
 from numpy import ndarray
 
-from holdfast.core.errors import StatisticError
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.measures.pairing import numbers, require_same_features, usable_features, usable_sd
+from holdfast.measures.pairing import paired_rows, usable_sd
 from holdfast.measures.resampling import floor_of, sign_group
 from holdfast.stats.features import Features
 
@@ -86,20 +85,12 @@ def shape_shift(
     Raises:
         StatisticError: the two do not hold the same samples and features.
     """
-    require_same_features(reference, current)
-    if reference.samples != current.samples:
-        raise StatisticError(
-            f"the same {reference.samples} samples twice", f"{current.samples} in the second", "observe one batch twice"
-        )
-    usable = usable_features(reference)
-    if usable is None:
+    pair = paired_rows(reference, current)
+    if pair is None or len(pair[0]) < FEWEST:
         return None
-    x, y = usable.columns(numbers(reference)), usable.columns(numbers(current))
-    finite = np.isfinite(x).all(1) & np.isfinite(y).all(1)
-    x, y = x[finite], y[finite]
-    if len(x) < FEWEST:
-        return None
-    vary = usable_sd(x.std(0), reference.rms) & usable_sd(y.std(0), current.rms)
+    x, y = pair
+    # In reference SD, so that what does not vary over the samples is as nothing beside 1.
+    vary = usable_sd(x.std(0), 1.0) & usable_sd(y.std(0), 1.0)
     if 2 * int(np.count_nonzero(vary)) < reference.channels:
         return None
     x, y = x[:, vary], y[:, vary]
