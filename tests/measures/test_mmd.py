@@ -57,6 +57,11 @@ def test_the_test_is_the_permutation_test_of_the_figure():
     assert fast.p_value == pytest.approx(plain.p_value, abs=0.05)
 
 
+def test_a_common_offset_costs_no_digits():
+    x, y = draw(12, 3, 0), draw(9, 3, 1)
+    assert mmd(x + 1e6, y + 1e6) == pytest.approx(mmd(x, y), rel=1e-6)
+
+
 def test_a_dead_layer_is_no_difference():
     assert mmd(np.zeros((5, 2)), np.zeros((6, 2))) == 0.0
     one = np.zeros((5, 2))

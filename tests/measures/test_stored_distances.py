@@ -101,11 +101,11 @@ def test_long_runs_are_thinned_evenly():
 
 
 def test_what_cannot_be_compared_is_left_out():
-    """Merged steps, constant values, another scale, nothing at all, overflown sums."""
+    """Another scale, merged steps, constant values, nothing at all, overflown sums."""
     odd = {
-        31: summary_of(31) + summary_of(32) + summary_of(33),
-        32: observe(torch.ones(64, 4, 1), exponent=-2).summary,
-        33: summary_of(33, exponent=3),
+        31: summary_of(31, exponent=3),
+        32: summary_of(31) + summary_of(32) + summary_of(33),
+        33: observe(torch.ones(64, 4, 1), exponent=-2).summary,
         34: Summary.empty(),
         35: observe(torch.tensor([1e38, -3e38]).repeat(64, 2).unsqueeze(2) * 1.0, exponent=-2).summary,
     }

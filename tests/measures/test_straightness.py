@@ -86,6 +86,19 @@ def test_offline():
     assert journeys(run, SITE.at(module="other")) == []
 
 
+def test_legs_that_overlap_count_once():
+    run = MemoryRun()
+    for step in range(1, 11):
+        lag = min(step, 3)  # from step to step, each leg goes over the last three
+        readings = [parameter_drift(features(0), features(0.1), site=SITE, step=step, lag=lag)]
+        if step == 10:
+            readings.append(parameter_drift(features(0), features(0.5), site=SITE, step=step, lag=10))
+        run.write(StepRecord(step, readings=tuple(readings)))
+    (journey,) = journeys(run)
+    # steps 0–1, 1–4, 4–7, 7–10
+    assert (journey.legs, journey.seen) == (4, 1.0)
+
+
 def test_one_batch_after_another_is_no_path():
     run = MemoryRun()
     for step in range(1, 12):

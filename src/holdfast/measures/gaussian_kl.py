@@ -80,12 +80,7 @@ def gaussian_kl(reference: Normal, current: Normal, *, symmetric: bool = False) 
 
 def _of_ratio(ratio: float) -> float:
     """(r − 1 − ln r) / 2 of a ratio of variances: what KL is without a shift, never below 0."""
-    return max(0.0, (ratio - 1 - math.log(ratio)) / 2) if abs(ratio - 1) > 0.1 else _near_one(ratio - 1)
-
-
-def _near_one(x: float) -> float:
-    """(x − ln(1 + x)) / 2 by its series, x² (1/2 − x/3 + x²/4 − …) / 2: the difference would lose digits."""
-    return x * x * sum((-x) ** k / (k + 2) for k in range(18)) / 2
+    return max(0.0, (ratio - 1 - math.log(ratio)) / 2)
 
 
 def _cholesky(side: Gaussian) -> Float64[ndarray, "features features"]:
