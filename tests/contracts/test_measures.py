@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
 import pkgutil
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 import holdfast.measures as family
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading, Table
+from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.live.attention import Attended
@@ -24,9 +27,11 @@ from holdfast.measures import QUANTITIES
 from holdfast.measures.descent import Descent
 from holdfast.measures.learning_rate_sweep import Sweep, sweep_learning_rates
 from holdfast.measures.spectral_density import spectral_density
+from holdfast.measures.stored_distances import OVER
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.features import Features
 from holdfast.stats.observation import Observation, observe
+from holdfast.store.memory import MemoryRun
 
 SITE = Site("fc", "input")
 SECTIONS = ("What it sees:", "Why it matters:", "When it is wrong:", "Example:", "References:")
@@ -35,37 +40,33 @@ HELPERS = {
     "attention_rows",
     "depth_slope",
     "descent",
-    "distance",
+    "direction",
+    "gaussian",
     "l2_norm",
+    "labelled_batch",
     "lanczos",
     "landscape",
     "landscape_comparison",
     "learning_rate_sweep",
+    "multiplicity",
     "pairing",
+    "permutation_test",
     "rank_window",
     "ratio",
     "resampling",
+    "sample",
+    "scale_invariance",
     "spectral_density",
     "spectrum",
-    "stability",
-    "stability_threshold",
-    "streams",
-    "student",
-    "wilson",
-}
-HELPERS = {"depth_slope", "distance", "l2_norm", "labelled_batch", "pairing", "ratio", "resampling", "student"}
-    "depth_slope",
-    "direction",
-    "distance",
-    "l2_norm",
-    "pairing",
-    "ratio",
-    "resampling",
-    "scale_invariance",
     "spike_cause",
     "spike_replay",
+    "stability",
+    "stability_threshold",
+    "stored_distances",
+    "streams",
     "student",
     "weights",
+    "wilson",
 }
 """Files of the family that are not a measure."""
 
@@ -114,11 +115,27 @@ def sweep(seed: int) -> Sweep:
     """Descent on a parabola of random curvature."""
     curvature = 1.0 + float(draw(seed, 1).abs())
     return sweep_learning_rates(lambda rate: (1 - curvature * rate) ** 20, 1.0, low=0.1, high=10.0, repeats=2)
+
+
 def spiked(seed: int) -> list[float]:
     """A noisy loss whose 301st value, at step 3, is twelve times as large."""
     values = np.exp(0.1 * np.random.default_rng(seed).standard_normal(400))
     values[300] *= 12
     return values.tolist()
+
+
+@functools.cache
+def stored(seed: int) -> MemoryRun:
+    """A run of 24 steps that kept a summary of one site at each."""
+    run = MemoryRun()
+    for step in range(1, 25):
+        run.write(StepRecord(step, summaries={SITE: observe(draw(100 * seed + step, 16, 6, 2), exponent=0).summary}))
+    return run
+
+
+def offline(name: str, seed: int) -> Reading | None:
+    """What a stored run gives at step 3."""
+    return next((each for each in OVER[name](stored(seed)) if each.step == 3), None)
 
 
 def readings_of(name: str, seed: int) -> list[Reading | None]:
@@ -133,11 +150,18 @@ def readings_of(name: str, seed: int) -> list[Reading | None]:
     makers: dict[str, Callable[[], Reading | None]] = {
         "parameter-drift": lambda: measure(x, y, **where, lag=1),
         "scale-shift": lambda: measure(x, y, **where, lag=1),
+        "scale-shift-p95": lambda: measure(x, y, **where, lag=1),
+        "shape-shift": lambda: measure(x, y, **where, lag=1),
+        "path-length": lambda: measure([replace(each, lag=1) for each in drifts], **where, lag=9),
+        "straightness": lambda: measure(drifts[0], drifts[1], **where),
         "observed-drift": lambda: measure(x, y, **where, lag=1),
         "sampling-drift": lambda: measure(x, y, **where, lag=1),
         "parameter-share": lambda: measure(drifts[0], drifts[1], **where),
         "drift-gain": lambda: measure(drifts[0], drifts[1], **where),
         "drift-amplification": lambda: measure(drifts, **where),
+        **{each: functools.partial(offline, each, seed) for each in OVER},
+        "sliced-wasserstein": lambda: family.sliced_wasserstein_shift(x, y, **where, lag=1),
+        "mmd": lambda: family.mmd_shift(x, y, **where, lag=1),
         "collapsed-features": lambda: measure(x, **where),
         "signal-spread": lambda: measure(seen.channels, **where),
         "saturated-fraction": lambda: measure(seen.summary, **where, samples=16),
@@ -283,7 +307,7 @@ class TestEveryMeasure:
         assert (readings_of(name, 5), str(tables_of(name, 5))) == first
 
 
-@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift"])
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "shape-shift"])
 def test_the_seed_is_private_and_moves_the_floor_only(name: str) -> None:
     x, y = (observe(draw(seed, 16, 6, 1)).features for seed in (0, 1))
     a, b = (function_of(name)(x, y, site=SITE, step=1, lag=1, seed=seed) for seed in (0, 1))
@@ -292,7 +316,7 @@ def test_the_seed_is_private_and_moves_the_floor_only(name: str) -> None:
     assert a.noise_floor == pytest.approx(b.noise_floor, rel=0.5)
 
 
-@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "sampling-drift"])
+@pytest.mark.parametrize("name", ["parameter-drift", "observed-drift", "scale-shift", "shape-shift", "sampling-drift"])
 def test_inputs_are_read_and_not_written_or_tracked(name: str) -> None:
     x, y, _ = batch(0)
     tracked = Features(x.values.clone().requires_grad_(), x.sd, x.mean, x.rms)

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from holdfast.core.site import Site
-from holdfast.measures.distance import gaussian_w2, log_scale_ratio, standardised_mean_shift
 from holdfast.measures.drift_amplification import amplification
+from holdfast.measures.gaussian_w2 import gaussian_w2
+from holdfast.measures.log_scale_ratio import log_scale_ratio
 from holdfast.measures.observed_drift import observed_drift
 from holdfast.measures.parameter_drift import parameter_drift
 from holdfast.measures.sampling_drift import sampling_drift
 from holdfast.measures.scale_shift import scale_shift
+from holdfast.measures.standardised_mean_shift import standardised_mean_shift
 from holdfast.stats.features import Features
 from holdfast.stats.moments import Moments
 from holdfast.stats.observation import observe

@@ -28,6 +28,8 @@ class Unit(StrEnum):
     """Of the angle between two directions, from −1 to 1."""
     ACTIVATION = "activation"
     """The tensor's own unit."""
+    KERNEL = "kernel value"
+    """Of a kernel that is 1 between equal points and falls to 0."""
     LOSS = "loss"
     """The unit of the user's loss."""
     DIMENSIONS = "dimensions"

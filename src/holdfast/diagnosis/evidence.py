@@ -1,9 +1,10 @@
 """Evidence: is a site's measure above its noise over the observed steps, and does that hold over many sites?
 
 A noise floor is the 95th percentile of a measure when nothing moved, so with nothing moving a reading exceeds its floor
-with probability 0.05, step by step. Of n observed steps k exceed it: p = P(Binomial(n, 0.05) ≥ k). A measure without
-a floor is compared with a threshold: were its median below, each step would reach it with probability ½ at most, and
-p = P(Binomial(n, ½) ≥ k). Over the sites of a run the p-values go through Benjamini–Hochberg at 5 %.
+with probability 0.05, step by step, and of n observed steps k exceed it with p = P(Binomial(n, 0.05) ≥ k). A measure
+without a floor is compared with a threshold: were its median below, each step would reach it with probability ½ at
+most, and p = P(Binomial(n, ½) ≥ k). Over the sites of a run the p-values go through Benjamini–Hochberg at 5 %, as
+`measures.multiplicity` has it.
 
 References:
     Benjamini & Hochberg 1995, "Controlling the false discovery rate".
@@ -13,7 +14,6 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,9 @@ from numpy.typing import NDArray
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading
 from holdfast.core.site import Phase, Port, Site
-
-FLOOR_RATE = 0.05
-"""How often a reading exceeds its floor when nothing moved: the floor is the 95th percentile."""
-
-FALSE_DISCOVERY_RATE = 0.05
+from holdfast.measures.multiplicity import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
+from holdfast.measures.multiplicity import discoveries as discoveries
+from holdfast.measures.multiplicity import exceedance as exceedance
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,26 +116,6 @@ def series_of(
     return [Series(site, tuple(readings)) for site, readings in groups.items()]
 
 
-def exceedance(exceeding: int, observed: int, rate: float = FLOOR_RATE) -> float:
-    """P(Binomial(observed, rate) ≥ exceeding).
-
-    Args:
-        exceeding: how many did.
-        observed: out of how many.
-        rate: how often one does when nothing is the matter.
-
-    Returns:
-        The p-value; 1 when nothing was observed.
-
-    Example:
-        >>> round(exceedance(1, 1), 3), round(exceedance(3, 3), 6), exceedance(0, 0)
-        (0.05, 0.000125, 1.0)
-    """
-    from scipy.special import bdtrc  # not scipy.stats, which takes a second to load
-
-    return float(bdtrc(exceeding - 1, observed, rate)) if exceeding else 1.0
-
-
 def sustained(values: NDArray[np.float64], threshold: float) -> float:
     """P-value of the sign test that a series' median is below a threshold.
 
@@ -153,24 +131,3 @@ def sustained(values: NDArray[np.float64], threshold: float) -> float:
         (0.03125, 1.0)
     """
     return exceedance(int(np.sum(values >= threshold)), len(values), 0.5)
-
-
-def discoveries(p_values: Sequence[float], rate: float = FALSE_DISCOVERY_RATE) -> list[bool]:
-    """Which p-values stand after Benjamini–Hochberg.
-
-    Args:
-        p_values: one a site.
-        rate: the share of false ones among those that stand.
-
-    Returns:
-        One answer for each.
-
-    Example:
-        >>> discoveries([0.001, 0.04, 0.5])
-        [True, False, False]
-        >>> discoveries([])
-        []
-    """
-    ranked = sorted(p_values)
-    below = [p for rank, p in enumerate(ranked, 1) if p <= rate * rank / len(ranked)]
-    return [bool(below) and p <= below[-1] for p in p_values]

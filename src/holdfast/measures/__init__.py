@@ -40,11 +40,6 @@ from holdfast.measures.curvature_spread import curvature_spread as curvature_spr
 from holdfast.measures.dead_units import QUANTITY as _dead_units
 from holdfast.measures.dead_units import dead_units as dead_units
 
-# distances between moments
-from holdfast.measures.distance import gaussian_w2 as gaussian_w2
-from holdfast.measures.distance import log_scale_ratio as log_scale_ratio
-from holdfast.measures.distance import standardised_mean_shift as standardised_mean_shift
-
 # drift: what moved, and whether the parameters moved it
 from holdfast.measures.drift_amplification import QUANTITY as _drift_amplification
 from holdfast.measures.drift_amplification import amplification as amplification
@@ -64,6 +59,13 @@ from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
 from holdfast.measures.gate_saturation import gate_saturation as gate_saturation
 from holdfast.measures.gauss_newton_condition import QUANTITY as _gauss_newton_condition
 from holdfast.measures.gauss_newton_condition import gauss_newton_condition as gauss_newton_condition
+
+# distances between two states of a site: from moments, samples or sketches; floors for any of them
+from holdfast.measures.gaussian import Gaussian as Gaussian
+from holdfast.measures.gaussian_kl import QUANTITY as _gaussian_kl
+from holdfast.measures.gaussian_kl import gaussian_kl as gaussian_kl
+from holdfast.measures.gaussian_w2 import QUANTITY as _gaussian_w2
+from holdfast.measures.gaussian_w2 import gaussian_w2 as gaussian_w2
 from holdfast.measures.gradient_ics import QUANTITY as _gradient_ics
 from holdfast.measures.gradient_ics import gradient_ics as gradient_ics
 from holdfast.measures.gradient_ics import take as _take_gradient_ics
@@ -82,16 +84,28 @@ from holdfast.measures.gradient_snr import gradient_snrs as gradient_snrs
 from holdfast.measures.gradient_snr import take as _gradient_snr_take
 from holdfast.measures.hessian_trace import QUANTITY as _hessian_trace
 from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
+from holdfast.measures.jensen_shannon import QUANTITY as _jensen_shannon
+from holdfast.measures.jensen_shannon import jensen_shannon as jensen_shannon
+from holdfast.measures.kolmogorov_smirnov import QUANTITY as _kolmogorov_smirnov
+from holdfast.measures.kolmogorov_smirnov import kolmogorov_smirnov as kolmogorov_smirnov
+from holdfast.measures.kolmogorov_smirnov import kolmogorov_smirnov_error as kolmogorov_smirnov_error
 from holdfast.measures.landscape import landscape as landscape
 from holdfast.measures.landscape import take as _take_landscape
 from holdfast.measures.landscape_comparison import compare_landscapes as compare_landscapes
 from holdfast.measures.learning_rate_sensitivity import QUANTITY as _learning_rate_sensitivity
 from holdfast.measures.learning_rate_sensitivity import learning_rate_sensitivity as learning_rate_sensitivity
 from holdfast.measures.learning_rate_sweep import sweep_learning_rates as sweep_learning_rates
+from holdfast.measures.log_scale_ratio import QUANTITY as _log_scale_ratio
+from holdfast.measures.log_scale_ratio import log_scale_ratio as log_scale_ratio
 from holdfast.measures.loss_variation import QUANTITY as _loss_variation
 from holdfast.measures.loss_variation import loss_variation as loss_variation
 from holdfast.measures.maximum_learning_rate import QUANTITY as _maximum_learning_rate
 from holdfast.measures.maximum_learning_rate import maximum_learning_rate as maximum_learning_rate
+from holdfast.measures.mmd import QUANTITY as _mmd
+from holdfast.measures.mmd import mmd as mmd
+from holdfast.measures.mmd import mmd_shift as mmd_shift
+from holdfast.measures.mmd import mmd_test as mmd_test
+from holdfast.measures.multiplicity import within_noise as within_noise
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
@@ -100,6 +114,10 @@ from holdfast.measures.parameter_share import QUANTITY as _parameter_share
 from holdfast.measures.parameter_share import parameter_share as parameter_share
 from holdfast.measures.participation_ratio import QUANTITY as _participation_ratio
 from holdfast.measures.participation_ratio import participation_ratio as participation_ratio
+from holdfast.measures.path_length import QUANTITY as _path_length
+from holdfast.measures.path_length import path_length as path_length
+from holdfast.measures.permutation_test import permutation_test as permutation_test
+from holdfast.measures.permutation_test import split_half_floor as split_half_floor
 from holdfast.measures.radial_gradient import QUANTITY as _radial_gradient
 from holdfast.measures.radial_gradient import radial_gradient as radial_gradient
 from holdfast.measures.radial_gradient import take as _radial_gradient_take
@@ -119,11 +137,18 @@ from holdfast.measures.saturated_fraction import saturated_fraction as saturated
 from holdfast.measures.scale_invariance import scale_invariant as scale_invariant
 from holdfast.measures.scale_shift import QUANTITY as _scale_shift
 from holdfast.measures.scale_shift import scale_shift as scale_shift
+from holdfast.measures.scale_shift_p95 import QUANTITY as _scale_shift_p95
+from holdfast.measures.scale_shift_p95 import scale_shift_p95 as scale_shift_p95
+from holdfast.measures.shape_shift import QUANTITY as _shape_shift
+from holdfast.measures.shape_shift import shape_shift as shape_shift
 from holdfast.measures.sharpness import QUANTITY as _sharpness
 from holdfast.measures.sharpness import sharpness as sharpness
 from holdfast.measures.sharpness import take as _take_sharpness
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
+from holdfast.measures.sliced_wasserstein import QUANTITY as _sliced_wasserstein
+from holdfast.measures.sliced_wasserstein import sliced_wasserstein as sliced_wasserstein
+from holdfast.measures.sliced_wasserstein import sliced_wasserstein_shift as sliced_wasserstein_shift
 from holdfast.measures.spectral_density import spectral_density as spectral_density
 from holdfast.measures.spectrum import parts_of as parts_of
 
@@ -142,6 +167,14 @@ from holdfast.measures.stability import stability as stability
 from holdfast.measures.stability import take as _take_stability
 from holdfast.measures.stability_ratio import QUANTITY as _stability_ratio
 from holdfast.measures.stability_ratio import stability_ratio as stability_ratio
+from holdfast.measures.standardised_mean_shift import QUANTITY as _standardised_mean_shift
+from holdfast.measures.standardised_mean_shift import standardised_mean_shift as standardised_mean_shift
+from holdfast.measures.stored_distances import OVER as _stored_distances
+from holdfast.measures.straightness import QUANTITY as _straightness
+from holdfast.measures.straightness import journeys as journeys
+from holdfast.measures.straightness import over as _straightness_over
+from holdfast.measures.straightness import path_over as _path_length_over
+from holdfast.measures.straightness import straightness as straightness
 from holdfast.measures.stream_gradient import QUANTITY as _stream_gradient
 from holdfast.measures.stream_gradient import stream_gradient as stream_gradient
 from holdfast.measures.stream_rms import QUANTITY as _stream_rms
@@ -161,6 +194,9 @@ from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
 from holdfast.measures.variance_rank import QUANTITY as _variance_rank
 from holdfast.measures.variance_rank import variance_rank as variance_rank
+from holdfast.measures.wasserstein1 import QUANTITY as _wasserstein1
+from holdfast.measures.wasserstein1 import wasserstein1 as wasserstein1
+from holdfast.measures.wasserstein1 import wasserstein1_error as wasserstein1_error
 from holdfast.measures.weight_norm import QUANTITY as _weight_norm
 from holdfast.measures.weight_norm import weight_norm as weight_norm
 
@@ -169,12 +205,25 @@ QUANTITIES: dict[str, Quantity] = {
     for quantity in (
         _parameter_drift,
         _scale_shift,
+        _scale_shift_p95,
+        _shape_shift,
+        _path_length,
+        _straightness,
         _observed_drift,
         _sampling_drift,
         _parameter_share,
         _drift_gain,
         _drift_amplification,
         _attribution,
+        _standardised_mean_shift,
+        _log_scale_ratio,
+        _gaussian_w2,
+        _gaussian_kl,
+        _wasserstein1,
+        _sliced_wasserstein,
+        _jensen_shannon,
+        _kolmogorov_smirnov,
+        _mmd,
         _collapsed_features,
         _signal_spread,
         _saturated_fraction,
@@ -254,5 +303,8 @@ OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
     "effective-rate": _effective_rate_over,
     "gradient-ratio": _gradient_ratio_over,
     "spikes": _spikes_over,
+    "path-length": _path_length_over,
+    "straightness": _straightness_over,
+    **_stored_distances,
 }
 """Measures that a stored run is enough for: `run.measure(name)`."""

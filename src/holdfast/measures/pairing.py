@@ -97,17 +97,56 @@ def paired_difference(
     Raises:
         StatisticError: the two do not hold the same samples and features.
     """
-    require_same_features(reference, current)
-    if reference.samples != current.samples:
-        raise StatisticError(
-            f"the same {reference.samples} samples twice", f"{current.samples} in the second", "observe one batch twice"
-        )
+    require_same_samples(reference, current)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = usable.columns(numbers(current) - numbers(reference)) / usable.sd
         # One sum tells of a NaN or an infinity anywhere.
         if math.isfinite(difference.sum()):
             return difference
     return difference[np.isfinite(difference).all(1)]
+
+
+def paired_rows(
+    reference: Features, current: Features
+) -> tuple[Float64[ndarray, "samples usable_channels"], Float64[ndarray, "samples usable_channels"]] | None:
+    """Both states of the same samples in the features that have a unit, in reference SD from the reference mean.
+
+    Args:
+        reference: before the parameters moved.
+        current: after, of the same samples in the same order.
+
+    Returns:
+        One row a sample that is finite in both; `None` when more than half of the features are collapsed.
+
+    Raises:
+        StatisticError: the two do not hold the same samples and features.
+    """
+    require_same_samples(reference, current)
+    usable = usable_features(reference)
+    if usable is None:
+        return None
+    x, y = usable.columns(numbers(reference)), usable.columns(numbers(current))
+    finite = np.isfinite(x).all(1) & np.isfinite(y).all(1)
+    x, y = x[finite], y[finite]
+    centre = x.mean(0) if len(x) else 0.0
+    return (x - centre) / usable.sd, (y - centre) / usable.sd
+
+
+def require_same_samples(reference: Features, current: Features) -> None:
+    """Refuse two observations that are not of the same samples of one site.
+
+    Args:
+        reference: the one.
+        current: the other.
+
+    Raises:
+        StatisticError: they have different numbers of samples or of features.
+    """
+    require_same_features(reference, current)
+    if reference.samples != current.samples:
+        raise StatisticError(
+            f"the same {reference.samples} samples twice", f"{current.samples} in the second", "observe one batch twice"
+        )
 
 
 def numbers(features: Features) -> Float64[ndarray, "samples channels"]:

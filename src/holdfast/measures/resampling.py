@@ -37,6 +37,35 @@ def signs(n: int, seed: int) -> Float64[ndarray, "replicates n"]:
     return rows
 
 
+@lru_cache(maxsize=64)
+def sign_group(n: int, seed: int) -> Float64[ndarray, "flips n"]:
+    """63 sign flips that with the identity form a group: products of six random ones.
+
+    For few flips that serve many data sets: a test on a group keeps its level for every group, where independent flips
+    keep it in the mean over their draws only (among 39, the level of a draw is 5 % ± 1 %).
+
+    Args:
+        n: how many things to flip, at least 7.
+        seed: of the private generator.
+
+    Returns:
+        +1 or −1, without the row of ones, read only; no row is another's opposite, which would make ties.
+
+    References:
+        Hemerik & Goeman 2018, "Exact testing with random permutations", theorem 1.
+    """
+    generator = np.random.default_rng((seed, n))
+    rows = np.ones((1, n))
+    while len(rows) < 64:
+        row = generator.choice(np.array([-1.0, 1.0]), size=n)
+        # Products of this row with members differ from members, and from their opposites, where the row itself does.
+        if not (np.abs(rows @ row) == n).any():
+            rows = np.concatenate([rows, rows * row])
+    rows = rows[1:]
+    rows.flags.writeable = False
+    return rows
+
+
 @lru_cache(maxsize=16)
 def contrasts(
     reference: int, current: int, reference_weight: float, current_weight: float, seed: int

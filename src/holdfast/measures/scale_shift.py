@@ -4,7 +4,8 @@
 
 What it sees:
     The typical change of a feature's SD (over samples and positions), as a logarithm of a ratio: 0.69 is a doubling
-    or a halving. The median, so that a few features that die or wake up do not make the figure.
+    or a halving. The median, so that a few features that die or wake up do not make the figure: they make
+    scale-shift-p95.
 
 Why it matters:
     A layer whose input keeps its mean and changes its spread has shifted too; parameter-drift is blind to it.
@@ -73,6 +74,38 @@ def scale_shift(
     Raises:
         StatisticError: the two have different numbers of features.
     """
+    return quantile_of_scale_shift(QUANTITY, 0.5, reference, current, site=site, step=step, lag=lag, seed=seed)
+
+
+def quantile_of_scale_shift(
+    quantity: Quantity,
+    quantile: float,
+    reference: Features,
+    current: Features,
+    *,
+    site: Site,
+    step: int,
+    lag: int,
+    seed: int,
+) -> Reading | None:
+    """A quantile over the features of |Δ ln σ|.
+
+    Args:
+        quantity: what the reading is of.
+        quantile: between 0 and 1.
+        reference: the site under the parameters before.
+        current: the same samples under the parameters after.
+        site: where.
+        step: the step after which `current` was seen.
+        lag: optimiser steps between the two.
+        seed: of the private generator behind the floor.
+
+    Returns:
+        As `scale_shift`.
+
+    Raises:
+        StatisticError: the two have different numbers of features.
+    """
     require_same_features(reference, current)
     if usable_features(reference) is None or usable_features(current) is None:
         return None
@@ -82,18 +115,20 @@ def scale_shift(
         return None
     ratio = np.log(after[usable] / before[usable])
     return Reading(
-        QUANTITY.name,
+        quantity.name,
         site,
         step,
-        float(np.median(np.abs(ratio))),
-        QUANTITY.unit,
+        float(np.quantile(np.abs(ratio), quantile)),
+        quantity.unit,
         reference.samples,
-        noise_floor=_floor(reference, current, usable, seed),
+        noise_floor=_floor(reference, current, usable, quantile, seed),
         lag=lag,
     )
 
 
-def _floor(reference: Features, current: Features, usable: Bool[ndarray, channels], seed: int) -> float | None:
+def _floor(
+    reference: Features, current: Features, usable: Bool[ndarray, channels], quantile: float, seed: int
+) -> float | None:
     """95th percentile when each sample's own contribution to Δ ln σ changes its sign at random.
 
     To first order Δ ln σ_j = mean_i c_ij with c_ij = ((y_ij − ȳ_j)² − (x_ij − x̄_j)²) / (s²_x,j + s²_y,j).
@@ -110,7 +145,7 @@ def _floor(reference: Features, current: Features, usable: Bool[ndarray, channel
     sizes = group_sizes(len(x))
     flips = signs(len(sizes), seed)[:FLIPS]
     flipped = np.abs(flips @ group_sums((y2 - x2) / ((before + after) * len(x)), sizes))
-    return floor_of(_row_medians(flipped))
+    return floor_of(_row_medians(flipped) if quantile == 0.5 else np.quantile(flipped, quantile, axis=1))
 
 
 def _one_position(variance: Float64[ndarray, features], features: Features, usable: Bool[ndarray, channels]) -> bool:
