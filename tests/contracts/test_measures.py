@@ -65,6 +65,7 @@ HELPERS = {
     "stored_distances",
     "streams",
     "student",
+    "two_states",
     "weights",
     "wilson",
 }

@@ -187,6 +187,7 @@ from holdfast.measures.streams import take as _take_streams
 from holdfast.measures.streams import take_gradients as _take_stream_gradients
 from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
+from holdfast.measures.two_states import watchable as _between_states
 from holdfast.measures.update_alignment import QUANTITY as _update_alignment
 from holdfast.measures.update_alignment import take as _update_alignment_take
 from holdfast.measures.update_alignment import update_alignment as update_alignment
@@ -274,6 +275,10 @@ _streams = Watchable(lambda: _take_streams, frozenset({"call"}))
 _attention = Watchable(lambda: _take_attention, frozenset({"call"}))
 
 WATCHABLE: dict[str, Watchable] = {
+    "shape-shift": _between_states(shape_shift),
+    "scale-shift-p95": _between_states(scale_shift_p95),
+    "sliced-wasserstein": _between_states(sliced_wasserstein_shift),
+    "mmd": _between_states(mmd_shift),
     "attribution": Watchable(lambda: _take_attribution, frozenset({"before", "call"})),
     "effective-rank": _rank,
     "participation-ratio": _rank,
