@@ -13,6 +13,7 @@ from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 from holdfast.live.moment import Watchable
 from holdfast.measures import WATCHABLE
+from holdfast.monitor.asked import STANDING
 
 
 @pytest.fixture
@@ -149,6 +150,31 @@ def test_an_unknown_name_is_told_with_the_nearest_one(tmp_path, moments):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match=r"type: measures=\['counted'\]"):
         hf.watch(model, optimizer, run=tmp_path / "run", measures=["countet"])
+
+
+def test_measures_that_every_watch_takes_are_those_named_so(tmp_path):
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Sigmoid(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with hf.watch(
+        model, optimizer, run=tmp_path / "run", probe=torch.randn(64, 6), every=1, measures=sorted(STANDING)
+    ) as run:
+        for _ in range(12):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(32, 6)), torch.randint(0, 3, (32,))).backward()
+            optimizer.step()
+    with hf.Run(tmp_path / "run") as run:
+        assert set(run.history.measures()) == STANDING
+
+
+def test_what_no_watch_takes_is_told_where_to_find(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=r"type: hf.measures.hessian_trace\("):
+        hf.watch(model, optimizer, run=tmp_path / "run", measures=["hessian-trace"])
+    with pytest.raises(InputError, match=r"type afterwards: run.measure\('path-length'\)"):
+        hf.watch(model, optimizer, run=tmp_path / "run", measures=["path-length"])
 
 
 def test_the_time_of_the_steps_is_never_more_than_what_went_by(tmp_path):

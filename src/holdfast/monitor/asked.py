@@ -18,6 +18,29 @@ from holdfast.measures import OFFLINE, QUANTITIES, WATCHABLE
 
 Guard = Callable[..., Any]
 
+STANDING = frozenset(
+    {
+        "backward-gain",
+        "batch-noise",
+        "collapsed-features",
+        "dead-units",
+        "drift-gain",
+        "gradient-norm",
+        "observed-drift",
+        "parameter-drift",
+        "parameter-share",
+        "running-lag",
+        "sampling-drift",
+        "saturated-fraction",
+        "scale-shift",
+        "signal-spread",
+        "train-eval-gap",
+        "update-ratio",
+        "weight-norm",
+    }
+)
+"""Measures that every watch takes."""
+
 
 class Asked:
     """Takes measures that need the model itself, at the steps it is told to.
@@ -116,6 +139,8 @@ def _watchable(name: str) -> Watchable | None:
     """The measure; `None` for one that a watch takes anyway."""
     if name in WATCHABLE:
         return WATCHABLE[name]
+    if name in STANDING:
+        return None
     if name in OFFLINE:
         raise InputError(
             "a measure of a model in training",
@@ -123,7 +148,11 @@ def _watchable(name: str) -> Watchable | None:
             f"leave it out, and type afterwards: run.measure({name!r})",
         )
     if name in QUANTITIES:
-        return None
-    known = sorted({*WATCHABLE, *QUANTITIES} - {*OFFLINE})
-    near = get_close_matches(name, known, 1) or sorted(WATCHABLE)[:1] or known[:1]
+        raise InputError(
+            f"a measure that a watch can take: {', '.join(sorted(WATCHABLE))}",
+            f"{name!r}, which is a function to call by itself",
+            f"type: hf.measures.{name.replace('-', '_')}(…); holdfast explain {name} shows how",
+        )
+    known = sorted({*WATCHABLE, *STANDING})
+    near = get_close_matches(name, known, 1) or known[:1]
     raise InputError(f"the name of a measure: {', '.join(known)}", repr(name), f"type: measures=[{near[0]!r}]")
