@@ -40,6 +40,12 @@ def falling(n: int, generator: Generator) -> np.ndarray:
     return (0.1 + 2 * np.exp(-np.arange(n) / 300)) * np.exp(0.1 * generator.standard_normal(n))
 
 
+def noisier(n: int, generator: Generator) -> np.ndarray:
+    """A loss that falls, the noise on its logarithm growing sevenfold: of few errors each batch has more or fewer."""
+    time = np.minimum(np.arange(n) / 300, 1)
+    return np.exp(-3 * time + (0.1 + 0.6 * time) * generator.standard_normal(n))
+
+
 NOISE = {
     "white": white,
     "AR(1), 0.5": autoregressive(0.5),
@@ -47,6 +53,7 @@ NOISE = {
     "AR(1), 0.97": autoregressive(0.97),
     "log-normal": log_normal,
     "falling": falling,
+    "noisier": noisier,
 }
 each_noise = pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
 
@@ -85,7 +92,7 @@ def test_at_most_one_false_alarm_in_10_000_steps(shapes_unchecked: None, noise: 
 
 @pytest.mark.parametrize(
     ("noise", "factor", "length"),
-    [(white, 4.0, 1), (white, 2.5, 8), (log_normal, 70.0, 1), (log_normal, 20.0, 8)],
+    [(white, 4.5, 1), (white, 2.7, 8), (log_normal, 100.0, 1), (log_normal, 30.0, 8)],
 )
 def test_what_the_card_says_is_found(shapes_unchecked: None, noise: Noise, factor: float, length: int) -> None:
     assert power(noise, factor, length, 120) >= 0.95
