@@ -21,7 +21,7 @@ Why it matters:
 
 When it is wrong:
     Of noise of 15 % around a level, of AR(1) noise up to a correlation of 0.97, of log-normal noise, and of noise that
-    grows as the loss falls, it makes at most one false alarm in 10,000 steps (0.1 was seen; 1 in 20 healthy trainings
+    grows as the loss falls, it makes at most one false alarm in 10,000 steps (0.3 were seen; 1 in 20 healthy trainings
     of 1,000 steps); of tails as heavy as Student's t with five degrees of freedom, on the logarithm, 5. What it finds
     then, in 95 of 100: in noise of 15 % one step at ×4.5 and eight steps at ×2.7; in log-normal noise of σ = 0.5 one
     step at ×100 and eight at ×30. Smaller ones go unseen. The first 80 steps have no judge: there is nothing yet to
