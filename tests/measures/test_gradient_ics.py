@@ -470,13 +470,13 @@ def test_first_layer_has_none_and_a_layer_that_did_not_move_moves_nobody():
     assert [values[2] for values in table.values] == pytest.approx([1.0] * 5)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "gpt", "bare"])
+@pytest.mark.parametrize("name", ["mlp", "dense", "bare"])
 def test_matched_steps_equal_the_definition(name):
     model, batch, update, layers = build(name)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    table = gradient_ics(model, loss_of, batch, update, at="before", matched=(1e-2, 0.1), debiased=False)
-    assert table.columns[4:] == ("relative at ρ=0.01", "cosine at ρ=0.01", "relative at ρ=0.1", "cosine at ρ=0.1")
-    for place, rho in ((4, 1e-2), (6, 0.1)):
+    table = gradient_ics(model, loss_of, batch, update, at="before", matched=(1e-3, 0.1), debiased=False)
+    assert table.columns[4:] == ("relative at ρ=0.001", "cosine at ρ=0.001", "relative at ρ=0.1", "cosine at ρ=0.1")
+    for place, rho in ((4, 1e-3), (6, 0.1)):
 
         def step(key, old, rho=rho):
             size = float(old[key].norm())
@@ -589,20 +589,17 @@ def test_leaves_everything_bit_for_bit_as_it_was(name, fail):
 def test_between_forward_and_backward_of_the_user():
     model, batch, update, _ = build("mlp")
     loss = loss_of(model(batch[0]), batch[1])
-    with torch.no_grad():
-        gradient_ics(model, loss_of, batch, update, matched=())
-    with torch.inference_mode():
-        gradient_ics(model, loss_of, batch, update, matched=())
+    gradient_ics(model, loss_of, batch, update)
     loss.backward()  # raises if a saved tensor had been written to
 
 
 def test_without_grad_gives_the_same():
-    model, batch, update, _ = build("resnet")
-    expected = gradient_ics(model, loss_of, batch, update)
+    model, batch, update, _ = build("gpt")
+    expected = gradient_ics(model, loss_of, batch, update, matched=(), debiased=False)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            found = gradient_ics(model, loss_of, batch, update)
-        assert found == expected or str(found) == str(expected)  # NaN is not equal to itself
+            found = gradient_ics(model, loss_of, batch, update, matched=(), debiased=False)
+        assert str(found) == str(expected)  # as text: NaN is not equal to itself
 
 
 def test_automatic_casting_is_that_of_the_caller():

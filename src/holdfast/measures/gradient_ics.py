@@ -323,7 +323,7 @@ def _scale_free(weights: Mapping[str, Tensor], found: Sequence[_Gradients], name
 def _orthogonal(weight: Tensor, gradient: Tensor) -> bool:
     """Whether w·g = 0: for every output on its own (BatchNorm behind it), or for the whole (LayerNorm)."""
     w, g = (_real(each).flatten(1) for each in (weight, gradient))
-    dots, sizes = torch.linalg.vecdot(w, g), _norm([w]) * _norm([g])
+    dots, sizes = (w * g).sum(1), _norm([w]) * _norm([g])
     if not sizes > 0:
         return False
     if abs(float(dots.sum())) < _WHOLE_INVARIANT * sizes:
@@ -331,7 +331,7 @@ def _orthogonal(weight: Tensor, gradient: Tensor) -> bool:
     by_output = float(dots.abs().sum())
     if by_output > _OUTPUTS_INVARIANT * sizes:  # Σ ‖w_c‖‖g_c‖ ≤ ‖w‖‖g‖
         return False
-    return by_output < _OUTPUTS_INVARIANT * float(w.norm(dim=1) @ g.norm(dim=1))
+    return by_output < _OUTPUTS_INVARIANT * float((w.norm(dim=1) * g.norm(dim=1)).sum())
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -339,7 +339,8 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum(float(_real(x).flatten() @ _real(y).flatten()) for x, y in zip(a, b, strict=True))
+    # Not by @, which the caller's automatic casting would round to half precision.
+    return sum(float((_real(x) * _real(y)).sum()) for x, y in zip(a, b, strict=True))
 
 
 def _real(tensor: Tensor) -> Tensor:
