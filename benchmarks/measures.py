@@ -17,7 +17,6 @@ place, and one at the parameters before the update. The bar: at least 2.3 times 
 from __future__ import annotations
 
 import argparse
-import copy
 import ctypes
 import os
 import platform
@@ -90,12 +89,12 @@ class Residual(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A pre-norm block."""
+    """A pre-norm block, its layers registered in the order of execution."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.heads = heads
 
@@ -159,28 +158,25 @@ def gradient_ics_with_variants(network: Network) -> Table:
 
 def gradient_ics_by_hand(network: Network) -> list[float]:
     """‖G − G′‖ of the modules that hold parameters, which here run in the order of registration."""
-    model = network.model
-    kept = copy.deepcopy(model.state_dict())
+    parameters = dict(network.model.named_parameters())
+    after = {name: value.detach().clone() for name, value in parameters.items()}
     holders = [
-        (path, own)
-        for path, module in model.named_modules()
-        if (own := [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)])
+        [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        for path, module in network.model.named_modules()
     ]
-    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
             value -= network.update[name]
     network.one_pass()
     old = {name: value.grad for name, value in parameters.items()}
     found = []
-    for _, names in holders:
+    for names in filter(None, holders):
         network.one_pass()
         squares = [(parameters[name].grad - old[name]).square().sum() for name in names]
         found.append(float(torch.stack(squares).sum().sqrt()))
         with torch.no_grad():
             for name in names:
-                parameters[name] += network.update[name]
-    model.load_state_dict(kept)
+                parameters[name].copy_(after[name])
     return found
 
 

@@ -139,6 +139,12 @@ def test_unknown_names_and_shards_are_refused():
         text = "expected names of the model's parameters; got 'gain'; take them from: dict(model.named_parameters())"
         with pytest.raises(InputError, match=re.escape(text)):
             forward.run({"gain": torch.ones(2)})
+    model.weight.to_local = lambda: model.weight  # as a DTensor has it
+    with (
+        pytest.raises(InputError, match="parameters that this process holds whole; got 'weight'"),
+        repeated(model, record_call((torch.randn(3, 2),), {})),
+    ):
+        pass
 
 
 def test_a_forward_that_calls_other_modules_is_refused():

@@ -649,12 +649,26 @@ class Cut(nn.Module):
 def test_a_layer_without_gradient_has_an_empty_row_and_a_warning():
     model = Cut()
     update = {key: torch.ones_like(value) for key, value in model.named_parameters()}
-    with pytest.warns(RuntimeWarning, match="no gradient reaches cut: there is no figure"):
+    with pytest.warns(RuntimeWarning, match="no gradient, or none that is finite, reaches cut: there is no figure"):
         table = gradient_ics(model, loss_of, (torch.randn(8, 6), torch.arange(8) % 5), update)
     assert table.rows == ("cut", "first", "last")  # what is frozen or unused has no row
     assert all(map(math.isnan, table.values[0]))
     assert table.values[1][0] > 0  # through the cut layer's output, which moved
     assert all(math.isfinite(value) for value in table.values[2][:3])
+
+
+def test_a_compiled_model_is_looked_into():
+    model, batch, update, _ = build("mlp")
+    expected = gradient_ics(model, loss_of, batch, update, matched=(), debiased=False)
+    compiled = torch.compile(model, backend="eager")
+    assert str(gradient_ics(compiled, loss_of, batch, update, matched=(), debiased=False)) == str(expected)
+
+
+def test_a_loss_that_is_not_finite_gives_no_figure():
+    model, batch, update, _ = build("mlp")
+    with pytest.warns(RuntimeWarning, match="no gradient, or none that is finite, reaches 0, 1, 4, 5, 8"):
+        table = gradient_ics(model, lambda output, t: loss_of(output, t) * math.inf, batch, update, matched=())
+    assert all(math.isnan(value) for row in table.values for value in row)
 
 
 def test_shared_names_mean_one_parameter():

@@ -143,7 +143,7 @@ def gradient_ics(
         table = _measure(model, given, before, after, _checked_steps(matched), debiased, step, check=not repeatable)
     unreached = [row for row, values in zip(table.rows, table.values, strict=True) if math.isnan(values[0])]
     if unreached:
-        warn_user(f"no gradient reaches {', '.join(unreached)}: there is no figure")
+        warn_user(f"no gradient, or none that is finite, reaches {', '.join(unreached)}: there is no figure")
     return table
 
 
