@@ -125,13 +125,12 @@ class Stateful(nn.Module):
         super().__init__()
         self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
         self.memory = Memory()
-        self.listing = Listing()
+        self.around = Around()
 
     def forward(self, x):
         x = self.memory(self.a(x))
         x = self.memory(self.b(x)) + self.memory.last
-        self.listing(x)
-        return self.head(x + self.listing.seen[-1])
+        return self.head(self.around(x) + self.around.listing.seen[-1])
 
 
 class Memory(nn.Module):
@@ -145,6 +144,16 @@ class Memory(nn.Module):
         self.mean += 0.5 * x.detach().mean(0)
         self.last = torch.sin(x)
         return torch.tanh(self.linear(x - self.mean)) * self.calls
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.listing = Listing()
+
+    def forward(self, x):
+        self.listing(x)
+        return torch.tanh(x)
 
 
 class Listing(nn.Module):
@@ -216,6 +225,21 @@ class Cached(nn.Module):
 class InPlace(nn.Module):
     def forward(self, x):
         x.mul_(1.5)
+
+
+class Accumulating(nn.Module):
+    """What a layer gave is changed in place afterwards, and read again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        y = self.a(x)
+        y *= 1.5
+        z = self.b(y)
+        z += y
+        return self.head(self.c(z) + y)
 
 
 class Lookup(nn.Module):
@@ -359,7 +383,7 @@ CASES = {
             **modules("norm", "head"),
         },
     ),
-    "stateful": (Stateful, X, modules("a", "memory.linear", "b", "listing.linear", "head")),
+    "stateful": (Stateful, X, modules("a", "memory.linear", "b", "around.listing.linear", "head")),
     "draws": (Draws, X, modules("layers.0", "layers.1", "layers.2", "layers.3", "head")),
     "checkpoint": (lambda: Checkpointed(False), X, modules("stem", "blocks.0.0", "blocks.1.0", "blocks.2.0", "head")),
     "reentrant": (lambda: Checkpointed(True), X, modules("stem", "blocks.0.0", "blocks.1.0", "blocks.2.0", "head")),
@@ -371,6 +395,7 @@ CASES = {
             **modules("head"),
         },
     ),
+    "accumulating": (Accumulating, X, modules("a", "b", "c", "head")),
     "lookup": (Lookup, X, modules("first", "fails.linear", "middle", "head")),
     "old weight norm": (
         old_weight_norm,
