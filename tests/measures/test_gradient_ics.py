@@ -170,15 +170,23 @@ class Draws(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.layers = nn.ModuleList(Chance() for _ in range(4))
         self.head, self.mine = nn.Linear(6, 5), torch.Generator().manual_seed(3)
 
     def forward(self, x):
         for layer in self.layers:
-            y = layer(x)
-            x = torch.tanh(y) if random.random() < 0.5 else torch.sin(y)
-            x = x + 0.1 * np.random.rand() + 0.1 * torch.rand(6, generator=self.mine)
+            x = layer(x) + 0.1 * torch.rand(6, generator=self.mine)
         return self.head(x)
+
+
+class Chance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return (torch.tanh(y) if random.random() < 0.5 else torch.sin(y)) + np.random.rand()
 
 
 class Checkpointed(nn.Module):
@@ -384,7 +392,7 @@ CASES = {
         },
     ),
     "stateful": (Stateful, X, modules("a", "memory.linear", "b", "around.listing.linear", "head")),
-    "draws": (Draws, X, modules("layers.0", "layers.1", "layers.2", "layers.3", "head")),
+    "draws": (Draws, X, modules(*(f"layers.{k}.linear" for k in range(4)), "head")),
     "checkpoint": (lambda: Checkpointed(False), X, modules("stem", "blocks.0.0", "blocks.1.0", "blocks.2.0", "head")),
     "reentrant": (lambda: Checkpointed(True), X, modules("stem", "blocks.0.0", "blocks.1.0", "blocks.2.0", "head")),
     "nested": (
