@@ -1,6 +1,6 @@
 """What a watch costs: seconds a step and memory, beside the bare loop and beside what others use.
 
-    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--seconds 0.5] [--threads 2] [--processor]
+    python benchmarks/overhead.py [--only mlp3] [--rounds 5] [--sets 1] [--seconds 0.5] [--threads 2] [--processor]
 
 Peers that are not installed are skipped; for all of them: `pip install tensorboard wandb`.
 
@@ -19,8 +19,8 @@ nothing; what a watch itself needs is its peak beyond that one.
 
 `--processor` takes for a clock the processor time of all threads of the process, for a machine that others use too:
 what runs beside training, on another core, is then counted in full. `--growth` adds the cost of "auto" and of
-statistics without probes as layers, width and batch grow. `--write` (21 rounds in three sets of processes, and the
-growth: an hour) makes `overhead.md` and `overhead.svg`.
+statistics without probes as layers, width and batch grow. `--write` (21 rounds in three sets of processes
+unless told otherwise, and the growth: an hour) makes `overhead.md` and `overhead.svg`.
 """
 
 from __future__ import annotations
@@ -273,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(WORKLOADS), help="this workload alone")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--sets", type=int, help="of processes that share the rounds")
     parser.add_argument("--seconds", type=float, help="of a block")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processor", action="store_true", help="processor time instead of the clock's")
@@ -282,7 +283,7 @@ def main() -> None:
     given = parser.parse_args()
     plan = Plan(
         rounds=given.rounds or (1 if given.quick else 21 if given.write else 5),
-        sets=3 if given.write else 1,
+        sets=given.sets or (3 if given.write else 1),
         seconds=given.seconds or (0.01 if given.quick else 0.5),
         warm_up=2 if given.quick else None,
         threads=given.threads,

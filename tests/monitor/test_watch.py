@@ -3,6 +3,7 @@ import gc
 import io
 import math
 import random
+import signal
 import warnings
 
 import numpy as np
@@ -805,3 +806,22 @@ def test_two_watches_of_which_one_rests_both_hear_their_losses(record):
             train(model, optimizer, [data])
     assert len(recordings[0].close().values("loss", "resting")[0]) < 300
     assert recordings[1].close().values("loss", "awake")[0].tolist() == list(range(1, 301))
+
+
+def test_ctrl_c_while_records_are_handed_on_loses_none_of_them():
+    class Interrupted(MemoryRun):
+        def write(self, record):
+            if record.step == 3:
+                signal.raise_signal(signal.SIGINT)
+            super().write(record)
+
+    run = Interrupted()
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = Watch(model, optimizer, lambda: run, name="test", every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, batches(9))
+    watch.close()
+    steps, _ = run.values("loss")
+    assert steps.tolist() == list(range(1, watch.step + 1))
+    assert 3 in steps

@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.errors import HoldfastError, WatchError
 from holdfast.core.event import Event, EventKind
+from holdfast.core.interrupt import deferred
 from holdfast.core.protocols import Sink
 from holdfast.core.reading import Reading, Table
 from holdfast.core.record import StepRecord
@@ -886,8 +887,8 @@ class Watch:
                 self._hand_off()
 
     def _hand_off(self) -> None:
-        records, self._waiting = self._waiting, []
-        with self._cadence.timed("hand_off"):
+        with self._cadence.timed("hand_off"), deferred():  # Ctrl-C in between would lose what is in neither place
+            records, self._waiting = self._waiting, []
             for record in records:
                 self._guard("hand-off", self.sink.write, record)
 
