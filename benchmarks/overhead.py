@@ -12,7 +12,7 @@ block of `--seconds`, one after the other, in an order drawn anew; between block
 step took beyond the bare block of the same round: the median over rounds, with a 95 % bootstrap interval. What works
 within a budget pays for few dear steps, which a median over blocks would not see: for it, time in all over bare time
 in all, with blocks three times as long. "bare, again" is a second bare process: what it seems to cost is what this
-machine cannot resolve. The optimiser is SGD without momentum, the cheapest, so that a share of the step is largest.
+machine cannot resolve; a bar is missed where the whole interval lies beyond it. The optimiser is SGD without momentum, the cheapest, so that a share of the step is largest.
 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
@@ -201,7 +201,7 @@ def table(workload: str, found: dict[str, Measured]) -> list[str]:
         value, low, high = each.overhead(total=arm in BUDGETED)
         cells = [arm, f"{1e3 * np.median(each.seconds):.3f}"]
         cells.append("" if arm == "bare" else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
-        cells.append(judged(BARS.get((workload, arm)), value, high, arm))
+        cells.append(judged(BARS.get((workload, arm)), low, value, high, arm))
         cells.append("" if each.steps is None else ", ".join(one_in(each.steps[0], part) for part in each.steps[1:]))
         cells += memory(arm, found)
         rows.append(f"| {' | '.join(cells)} |")
@@ -222,11 +222,12 @@ def memory(arm: str, found: dict[str, Measured]) -> list[str]:
     return [*cells, f"{own:+.0f} ({100 * own / peak['bare']:+.1f} %)"]
 
 
-def judged(bar: float | None, value: float, high: float, arm: str) -> str:
+def judged(bar: float | None, low: float, value: float, high: float, arm: str) -> str:
     if bar is None:
         return ""
-    met = value <= bar and (arm != "auto" or high <= 1.5 * bar)
-    return f"{bar:g} {'met' if met else '**missed**'}"
+    if value <= bar and (arm != "auto" or high <= 1.5 * bar):
+        return f"{bar:g} met"
+    return f"{bar:g} {'**missed**' if low > bar else 'not resolved'}"
 
 
 def grown(plan: Plan, kinds: Growth) -> tuple[list[str], Series]:

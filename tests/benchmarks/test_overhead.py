@@ -44,11 +44,12 @@ def test_rare_dear_blocks_show_in_the_sum_and_not_in_the_median(overhead):
 
 
 def test_a_bar_on_auto_holds_for_the_interval_too(overhead):
-    assert overhead.judged(1.0, 0.9, 1.4, "auto") == "1 met"
-    assert "missed" in overhead.judged(1.0, 0.9, 1.6, "auto")
-    assert overhead.judged(3.0, 2.9, 9.0, "every step") == "3 met"
-    assert "missed" in overhead.judged(3.0, 3.1, 3.2, "every step")
-    assert overhead.judged(None, 1.0, 1.0, "wandb") == ""
+    assert overhead.judged(1.0, 0.8, 0.9, 1.4, "auto") == "1 met"
+    assert overhead.judged(1.0, 0.8, 0.9, 1.6, "auto") == "1 not resolved"
+    assert overhead.judged(3.0, 2.0, 2.9, 9.0, "every step") == "3 met"
+    assert overhead.judged(3.0, 2.9, 3.1, 3.2, "every step") == "3 not resolved"
+    assert "missed" in overhead.judged(3.0, 3.1, 3.2, 3.3, "every step")
+    assert overhead.judged(None, 1.0, 1.0, 1.0, "wandb") == ""
 
 
 def test_every_arm_is_a_monitor_and_every_bar_has_its_arm(overhead, load):
