@@ -88,3 +88,10 @@ def test_large_tensors_are_sampled_all_samples_first_and_integers_left_out():
     assert found[site].values.shape == (16, 64)
     assert found[site].positions == 1
     assert read(net, torch.randint(10, (16, 100)), max_elements=None)[site].positions == 100
+
+
+def test_a_tensor_is_read_as_each_layer_that_takes_it_says():
+    net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Linear(8, 2))
+    found = read(net, torch.randn(7, 3, 8))
+    assert found[Site("0", "output")].values.shape == (7, 4)
+    assert found[Site("1", "input")].values.shape == (7, 8)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from holdfast.live.inputs import is_time_first, read_inputs
+from holdfast.live.inputs import read_inputs
 from holdfast.live.layout import Layout
 from holdfast.live.replay import record_call
 from holdfast.live.structure import extract
@@ -65,8 +65,6 @@ def test_inputs_are_read_before_they_are_overwritten_and_integers_are_not_read()
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_time_first(batch_first):
-    model = nn.ModuleList([nn.LSTM(2, 2, batch_first=batch_first), nn.Linear(2, 2)])
-    assert is_time_first(model) is not batch_first
+def test_sequences_with_time_first_have_their_samples_on_axis_one(batch_first):
     net = nn.Sequential(nn.Linear(4, 2), nn.LSTM(2, 2, batch_first=batch_first))
     assert layouts(net, torch.zeros(7, 5, 4))["net/0:input#0@train"] == Layout(0 if batch_first else 1, 2)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from holdfast.core.site import Port, Site
 from holdfast.live.flow import Flow
-from holdfast.live.inputs import Lays
 from holdfast.live.layout import Layout, Sampling, block
+from holdfast.live.lays import Lays
 from holdfast.live.leaves import is_rectifier, saturation_threshold, zero_up_to
 from holdfast.live.measurable import unmeasured
 from holdfast.live.operations import SHAPING, operation_name

@@ -13,32 +13,18 @@ from holdfast.core.site import Phase, Port, Site
 from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
-from holdfast.live.layout import Layout, Sampling, block, layout_of
+from holdfast.live.layout import Layout, Sampling, block
+from holdfast.live.lays import Lays
 from holdfast.live.leaves import leaf_modules, passes_through
-from holdfast.live.measurable import unmeasured
-from holdfast.live.traced import named_tensors
 from holdfast.stats.features import Features
 
 MAX_ELEMENTS = 16_384
 """Elements read of a tensor, all samples first."""
 
 
-class _Lay(NamedTuple):
-    """How a tensor lay: what follows it element by element lies the same way when it has the same axes."""
-
-    layout: Layout
-    axes: int
-    channels: int
-
-    def fits(self, tensor: Tensor) -> bool:
-        channels = self.layout.channels
-        return tensor.ndim == self.axes and channels is not None and tensor.shape[channels] == self.channels
-
-
 class _Seen(NamedTuple):
     tensor: weakref.ref[Tensor]
     version: int
-    layout: Layout
     features: Features
 
 
@@ -77,18 +63,14 @@ class FeatureReader:
         self._stream = stream
         self._phase: Phase = "train" if self._model.training else "eval"
         self._max_elements = max_elements
-        self._sources = {path: [each for each in structure.sources(path) if each] for path, _ in self._leaves}
-        ordered = {
-            bool(node.settings.get("batch_first"))
-            for node in structure.modules
-            if {"RNNBase", "MultiheadAttention"} & set(node.bases)
-        }
-        self._time_first = ordered == {False}
-        self._known: dict[int, _Seen] = {}
+        self._sources = {path: structure.sources(path) for path, _ in self._leaves}
+        self._lays = Lays(self._model)
+        self._known: dict[tuple[int, Layout], _Seen] = {}
         self._begin()
 
     def __enter__(self) -> FeatureReader:
         self._known = {key: seen for key, seen in self._known.items() if seen.tensor() is not None}
+        self._lays.forget()
         self._hooks = HookSet()
         self._hooks.pre(self._model, self._begin)
         for path, module in self._leaves:
@@ -103,47 +85,28 @@ class FeatureReader:
     def _begin(self, *_: object) -> None:
         """A pass begins: what was found in the last one is dropped."""
         self.found: dict[Site, Features] = {}
-        self._lays: dict[tuple[str, Port, str], _Lay] = {}
         self._calls: dict[str, int] = {}
 
     def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for leaf, tensor in named_tensors((args, kwargs) if kwargs else args):
-            self._take(path, module, "input", leaf, tensor)
+        inputs = (args, kwargs) if kwargs else args
+        self._read(path, module, "input", self._lays.given(path, module, inputs, self._sources[path]))
 
     def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        for leaf, tensor in named_tensors(output):
-            self._take(path, module, "output", leaf, tensor)
+        self._read(path, module, "output", self._lays.gave(path, module, output))
         self._calls[path] = self._calls.get(path, 0) + 1
 
-    def _take(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor) -> None:
-        if unmeasured(tensor) is not None:
-            return
-        known = self._same(tensor)
-        layout = known.layout if known is not None else self._layout(path, module, port, leaf, tensor)
-        if layout is None:
-            return
-        channels = 0 if layout.channels is None else tensor.shape[layout.channels]
-        self._lays[path, port, leaf] = _Lay(layout, tensor.ndim, channels)
-        if known is None:
+    def _read(self, path: str, module: nn.Module, port: Port, tensors: list[tuple[str, Tensor, Layout]]) -> None:
+        if not passes_through(module):
+            for leaf, tensor, layout in tensors:
+                site = Site(path, port, self._stream, leaf, self._calls.get(path, 0), self._phase)
+                self.found[site] = self._features(tensor, layout)
+
+    def _features(self, tensor: Tensor, layout: Layout) -> Features:
+        """Of this very tensor as they were read before, if nobody has changed it since."""
+        known = self._known.get((id(tensor), layout))
+        if known is None or known.tensor() is not tensor or known.version != tensor._version:
             with torch.no_grad():
                 part = block(tensor, layout, Sampling.of(tensor, layout, self._max_elements), 0.5)
-                known = _Seen(weakref.ref(tensor), tensor._version, layout, Features.of(part))
-            self._known[id(tensor)] = known
-        if not passes_through(module):
-            site = Site(path, port, self._stream, leaf, self._calls.get(path, 0), self._phase)
-            self.found[site] = known.features
-
-    def _same(self, tensor: Tensor) -> _Seen | None:
-        """What was read of this very tensor, if nobody has changed it since."""
-        known = self._known.get(id(tensor))
-        return known if known and known.tensor() is tensor and known.version == tensor._version else None
-
-    def _layout(self, path: str, module: nn.Module, port: Port, leaf: str, tensor: Tensor) -> Layout | None:
-        """As the layer's kind says, else as what it was made from lies."""
-        if port == "output":
-            candidates = {self._lays.get((path, "input", each)) for each in ("", "0")}
-        else:
-            candidates = {self._lays.get((source, "output", "")) for source in self._sources[path]}
-        lays = {lay.layout for lay in candidates if lay is not None and lay.fits(tensor)}
-        inherited = lays.pop() if len(lays) == 1 else None
-        return layout_of(module, tensor, inherited, leaf=leaf, time_first=self._time_first)
+                known = _Seen(weakref.ref(tensor), tensor._version, Features.of(part))
+            self._known[id(tensor), layout] = known
+        return known.features

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from holdfast.core.errors import InputError
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
-from holdfast.live.inputs import is_time_first
+from holdfast.live.lays import is_time_first
 from holdfast.live.measurable import unmeasured
 from holdfast.live.merges import Merge, Merges, Value
 from holdfast.live.operations import operation_name
