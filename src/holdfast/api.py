@@ -24,7 +24,7 @@ from holdfast.core.errors import InputError
 from holdfast.core.finding import Diagnosis
 from holdfast.core.protocols import History
 from holdfast.core.reading import Reading, Table
-from holdfast.live.moment import LossFn
+from holdfast.live.labelled_batch import LossFn
 from holdfast.measures import OFFLINE, WATCHABLE
 from holdfast.monitor.cadence import Every
 from holdfast.monitor.observer import MAX_ELEMENTS

@@ -43,7 +43,6 @@ HELPERS = {
     "direction",
     "gaussian",
     "l2_norm",
-    "labelled_batch",
     "lanczos",
     "landscape",
     "landscape_comparison",

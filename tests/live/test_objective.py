@@ -182,13 +182,13 @@ _PRIVATE = np.random.default_rng(0)
 @pytest.mark.parametrize(
     ("model", "loss_fn", "pair", "text"),
     [
-        (nn.Linear(2, 1), None, (torch.ones(2, 2), None), "got None"),
+        (nn.Linear(2, 1), None, (torch.ones(2, 2), None), "got none"),
         (nn.Linear(2, 1), "mse", (torch.ones(2, 2), None), "got a str"),
         (nn.Linear(2, 1), F.mse_loss, torch.ones(2, 2), "got a Tensor"),
         (nn.Linear(2, 1), F.mse_loss, (torch.ones(2, 2),), "got a tuple of 1"),
         (nn.Linear(2, 1), F.mse_loss, (torch.ones(0, 2), torch.ones(0, 1)), "got none"),
         (nn.Linear(2, 1), lambda out, _: out, (torch.ones(2, 2), None), r"shape \(2, 1\)"),
-        (nn.Linear(2, 1), lambda out, _: out.detach().sum(), (torch.ones(2, 2), None), "without a gradient"),
+        (nn.Linear(2, 1), lambda out, _: out.detach().sum(), (torch.ones(2, 2), None), "without a graph"),
         (nn.Linear(2, 1).requires_grad_(False), F.mse_loss, (torch.ones(2, 2), torch.ones(2, 1)), "all frozen"),
         (Noisy(), lambda out, _: out.sum(), (torch.ones(2, 2), None), "the same random state"),
     ],
@@ -202,3 +202,11 @@ def test_norm_and_dot_are_of_all_tensors_as_one_vector() -> None:
     pair = [torch.tensor([3.0]), torch.tensor([[4.0, 12.0]])]
     assert norm(pair) == 13.0
     assert dot(pair, [torch.ones(1), torch.ones(1, 2)]) == 19.0
+
+
+def test_casts_the_forward_as_training_does_and_nothing_after_it() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        objective = Objective(nn.Linear(2, 1), lambda out, _: out.sum(), (torch.ones(4, 2), None))
+    with objective.forward() as (_, output, _):
+        assert output.dtype == torch.bfloat16
+        assert not torch.is_autocast_enabled("cpu")

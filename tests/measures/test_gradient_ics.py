@@ -800,7 +800,7 @@ MISTAKES = {
     "a float": ({"loss_fn": lambda o, t: 1.0}, "got a float"),
     "too few": (
         {"batch": (torch.ones(3, 6), torch.zeros(3).long())},
-        "at least 4 samples, in the first axis of every tensor; got lengths 3; type: debiased=False",
+        "to be cut into 2 parts along the first axis of inputs and targets; got 3; type: debiased=False",
     ),
     "uneven": ({"batch": (torch.ones(8, 6), torch.zeros(9).long())}, "got lengths 8, 9; type: debiased=False"),
     "no update": (

@@ -68,9 +68,9 @@ def test_bad_input(site):
         gradient_snr([torch.ones(2), torch.ones(3)], site=site, step=1)
     model = nn.Linear(3, 1)
     small = (torch.ones(15, 3), torch.ones(15, 1))
-    with pytest.raises(InputError, match="a batch of 16 samples or more, to be cut into 8 parts; got 15"):
+    with pytest.raises(InputError, match=r"a batch of 16 samples or more, to be cut into 8 parts.*; got 15"):
         gradient_snrs(model, nn.functional.mse_loss, small)
-    with pytest.raises(InputError, match=re.escape("a batch of (inputs, targets); got a Tensor")):
+    with pytest.raises(InputError, match=re.escape("a batch (inputs, targets); got a Tensor")):
         gradient_snrs(model, nn.functional.mse_loss, small[0])
     with pytest.raises(InputError, match="loss_fn"):
         gradient_snrs(model, None, (torch.ones(16, 3), torch.ones(16, 1)))

@@ -14,7 +14,7 @@ from holdfast.measures import WATCHABLE
 from holdfast.measures.effective_rank import effective_rank
 from holdfast.measures.participation_ratio import participation_ratio
 from holdfast.measures.rank_window import RankWindow
-from holdfast.measures.spectrum import parts_of
+from holdfast.measures.spectrum import parts_of, projected
 from holdfast.measures.variance_rank import variance_rank
 from holdfast.stats.covariance import Covariance
 
@@ -104,3 +104,10 @@ def test_a_moment_without_a_forward_is_refused():
     x.zero_()
     with pytest.raises(InputError, match="changed in place"):
         RankWindow()(changed)
+
+
+def test_wide_sites_are_projected_in_full_precision_under_autocast():
+    x = torch.randn(700, 80)
+    plain = projected(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(projected(x), plain)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holdfast.core.errors import InputError
 from holdfast.live.hooks import HookSet
 from holdfast.live.inner import inner_model
+from holdfast.live.labelled_batch import gradients_of
 from holdfast.live.lays import is_time_first
 from holdfast.live.measurable import unmeasured
 from holdfast.live.merges import Merge, Merges, Value
@@ -287,7 +287,7 @@ def _add_gradients(model: nn.Module, call: Call, loss_of: Callable[[Any], Tensor
         loss = loss_of(output)
         wanted = [outputs.get((each.layer, each.call)) for each in found]
         known = [each for each in wanted if each is not None and each.requires_grad]
-        given = iter(_gradients(loss, known) if known else ())
+        given = iter(gradients_of(loss, known) if known else ())
         return [next(given) if each is not None and each.requires_grad else None for each in wanted]
 
     hooks = HookSet()
@@ -300,19 +300,6 @@ def _add_gradients(model: nn.Module, call: Call, loss_of: Callable[[Any], Tensor
             each.gradients = tuple(
                 _weight_gradient(each._source.layer, part(), gradient) for part in each._source.parts
             )
-
-
-def _gradients(loss: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:
-    try:
-        return torch.autograd.grad(loss, tensors, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant=True" not in str(error) and "Checkpointing is not compatible" not in str(error):
-            raise
-        raise InputError(
-            "a model whose gradients can be taken one by one",
-            "a reentrant checkpoint, which only backward() can go through",
-            "type: torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)",
-        ) from error
 
 
 def _weight_gradient(layer: nn.Module, part: Tensor, gradient: Tensor) -> Tensor:

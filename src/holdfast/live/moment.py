@@ -12,9 +12,8 @@ from torch.optim import Optimizer
 from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.structure import Structure
-from holdfast.live.replay import Call, record_call
-
-LossFn = Callable[[Any, Any], Tensor]
+from holdfast.live.labelled_batch import LabelledBatch, LossFn
+from holdfast.live.replay import Call
 
 Need = Literal["before", "call", "loss", "optimizer"]
 """What a measure cannot do without: the parameters before the step, the forward just trained on, a batch with targets
@@ -78,49 +77,14 @@ class Moment:
             )
         return self.call
 
-    def loss_pass(self) -> tuple[Call, Callable[[Any], Tensor]]:
-        """The batch as a call, and what makes its loss from the model's output.
-
-        Returns:
-            The call, with the random state of now, and a function that raises an `InputError` where the loss is not a
-            scalar with a graph.
+    @property
+    def labelled(self) -> LabelledBatch:
+        """The batch with its targets and its loss, for a measure that needs gradients.
 
         Raises:
             InputError: there is no batch or no loss function.
         """
-        if self.batch is None or self.loss_fn is None:
-            missing = "batch" if self.batch is None else "loss_fn"
-            raise InputError(
-                "a moment with a batch and a loss",
-                f"{missing}=None",
-                "give both: Moment(model, step, batch=(inputs, targets), loss_fn=torch.nn.functional.cross_entropy)",
-            )
-        (inputs, targets), loss_fn = self.batch, self.loss_fn
-        if isinstance(inputs, Mapping):
-            call = record_call((), dict(inputs))
-        else:
-            call = record_call(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
-
-        def loss_of(output: Any) -> Tensor:
-            try:
-                loss = loss_fn(output, targets)
-            except Exception as error:
-                if targets is not None:
-                    raise
-                raise InputError(
-                    "targets for the loss", "batch=(inputs, None)", "give both: batch=next(iter(loader))"
-                ) from error
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                detached = isinstance(loss, Tensor) and loss.numel() == 1
-                raise InputError(
-                    "a loss that is one number and leads back to the parameters",
-                    "one without a graph" if detached else got,
-                    "return torch.nn.functional.cross_entropy(output, targets), without .item() or .detach()",
-                )
-            return loss
-
-        return call, loss_of
+        return LabelledBatch.of(self.batch, self.loss_fn)
 
 
 Take = Callable[[Moment], Sequence[Reading | Table]]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from holdfast.core.errors import InputError
 from holdfast.live.hooks import all_detached
 from holdfast.live.inner import inner_model
-from holdfast.live.random_state import RandomState
-from holdfast.live.replay import Autocast, Mode, unseen_pass
+from holdfast.live.labelled_batch import LabelledBatch, LossFn, gradients_of, reentrant_checkpoint
+from holdfast.live.replay import Autocast, Mode, autocast_as, cloned, unseen_pass
 
 # What a loss may differ by between two passes over the same batch: sums in another order, as CUDA makes them.
 _REPEATS = 1e-4
@@ -79,16 +78,11 @@ class Objective:
         (4.0, 4.0, 3.0, None)
     """
 
-    def __init__(
-        self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor] | None, batch: Any, *, mode: Mode = "as it was"
-    ) -> None:
-        _check(loss_fn, batch)
+    def __init__(self, model: nn.Module, loss_fn: LossFn | None, batch: Any, *, mode: Mode = "as it was") -> None:
+        self._batch = LabelledBatch.of(batch, loss_fn)
         self.model = inner_model(model)
         self.mode = mode
-        self._loss_fn = loss_fn
-        self._inputs, self._targets = batch
-        self._random = RandomState.capture()
-        self._autocast = Autocast.capture()
+        self._call = self._batch.call()
         named = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
         self.names = tuple(name for name, _ in named)
         self.parameters = tuple(each for _, each in named)
@@ -105,7 +99,7 @@ class Objective:
             for name, own in module._parameters.items()
             if id(own) in index
         ]
-        self.samples = _samples(self._inputs)
+        self.samples = self._batch.samples
         self._check_repeats()
 
     @property
@@ -126,14 +120,19 @@ class Objective:
         points = tuple(each.detach() for each in (self.parameters if values is None else values))
         with (
             all_detached(),
-            unseen_pass(self.model, mode=self.mode, random=self._random, autocast=self._autocast),
+            unseen_pass(self.model, mode=self.mode, random=self._call.random, autocast=self._call.autocast),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
             leaves = tuple(nn.Parameter(each.clone()) for each in points)
             self._put(leaves)
-            output = _call(self.model, self._inputs)
-            yield Forward(leaves, output, self.loss_of(output))
+            args, kwargs = cloned((self._call.args, self._call.kwargs))  # a model may begin with an in-place operation
+            output = self.model(*args, **kwargs)
+            loss = self.loss_of(output)
+            # Of derivatives torch casts what the forward cast; within autocast it would round all that is done with
+            # them to 8 bits.
+            with autocast_as(Autocast({})):
+                yield Forward(leaves, output, loss)
 
     def at(self, values: Sequence[Tensor] | None = None) -> Evaluation:
         """Loss and gradient.
@@ -145,8 +144,9 @@ class Objective:
             Both; zeros as the gradient of a parameter that the loss does not depend on.
         """
         with self.forward(values) as (leaves, _, loss):
-            gradient = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-            return Evaluation(float(loss.detach()), tuple(each.detach() for each in gradient))
+            given = zip(leaves, gradients_of(loss, leaves), strict=True)
+            gradient = tuple(torch.zeros_like(p) if g is None else g.detach() for p, g in given)
+            return Evaluation(float(loss.detach()), gradient)
 
     def moved(self, direction: Sequence[Tensor], length: float) -> Evaluation:
         """Loss and gradient a step away.
@@ -188,19 +188,9 @@ class Objective:
             The scalar, with its graph.
 
         Raises:
-            InputError: it is not one number that the output moves.
+            InputError: it is not one number that the output moves, or needs targets that are missing.
         """
-        loss = self._loss_fn(output, self._targets) if self._loss_fn is not None else None
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise InputError("a loss_fn that gives one number", got, "type: loss_fn=lambda output, targets: ….mean()")
-        if not loss.requires_grad:
-            raise InputError(
-                "a loss that the parameters move",
-                "one without a gradient: something on the way detaches it or is not differentiable",
-                "compute it from the model's output with torch functions, without .detach(), .item() or .argmax()",
-            )
-        return loss.reshape(())
+        return self._batch.traced_loss(output)
 
     def _check_repeats(self) -> None:
         losses = []
@@ -266,45 +256,6 @@ def graph_of(loss: Tensor) -> list[Any]:
 
 
 def _refuse_reentrant(loss: Tensor) -> None:
-    # Its gradients come only by backward(), into .grad of whatever took part; asked for them, torch gives zeros.
+    # Asked for its gradients, torch gives zeros.
     if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_of(loss)):
-        raise InputError(
-            "operations that give their gradient when asked",
-            "torch.utils.checkpoint with use_reentrant=True",
-            "type: checkpoint(function, *args, use_reentrant=False)",
-        )
-
-
-def _check(loss_fn: object, batch: object) -> None:
-    if loss_fn is None:
-        raise InputError("a loss_fn(output, targets)", "None", "type: loss_fn=torch.nn.functional.cross_entropy")
-    if not callable(loss_fn):
-        raise InputError(
-            "a loss_fn(output, targets)", f"a {type(loss_fn).__name__}", "type: loss_fn=torch.nn.CrossEntropyLoss()"
-        )
-    if isinstance(batch, Tensor | Mapping | str) or not isinstance(batch, Sequence) or len(batch) != 2:
-        raise InputError(
-            "a batch of (inputs, targets)",
-            f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else ""),
-            "type: batch=(inputs, targets)",
-        )
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    # copies: a model may begin with an in-place operation
-    if isinstance(inputs, Mapping):
-        return model(**{name: _copy(each) for name, each in inputs.items()})
-    if isinstance(inputs, tuple | list):
-        return model(*(_copy(each) for each in inputs))
-    return model(_copy(inputs))
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _samples(inputs: Any) -> int:
-    sizes = [each.shape[0] for each in tree_leaves(inputs) if isinstance(each, Tensor) and each.ndim]
-    if not sizes or not sizes[0]:
-        raise InputError("a batch with at least one sample", "none", "type: batch=(inputs, targets)")
-    return int(sizes[0])
+        raise reentrant_checkpoint()

@@ -1,4 +1,7 @@
-"""Measures: from what a site held, before and now, to a reading with its noise. One measure a file."""
+"""Measures: from what a site held, before and now, to a reading with its noise. One measure a file.
+
+Imports stand in the order of the alphabet; `QUANTITIES` is the table of contents.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,61 +9,43 @@ from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading, Table
 from holdfast.live.moment import Watchable
-
-# activations and attention: where nothing comes through
 from holdfast.measures.activation_window import ActivationWindow as ActivationWindow
 from holdfast.measures.attention_entropy import QUANTITY as _attention_entropy
 from holdfast.measures.attention_entropy import attention_entropy as attention_entropy
 from holdfast.measures.attention_rows import take as _take_attention
 from holdfast.measures.attention_saturation import QUANTITY as _attention_saturation
 from holdfast.measures.attention_saturation import attention_saturation as attention_saturation
-
-# upstream attribution: whose update moved it
 from holdfast.measures.attribution import QUANTITY as _attribution
 from holdfast.measures.attribution import Attribution as Attribution
 from holdfast.measures.attribution import attribution as attribution
 from holdfast.measures.attribution import attributions as attributions
 from holdfast.measures.attribution import take as _take_attribution
-
-# gradient flow and updates
 from holdfast.measures.backward_gain import QUANTITY as _backward_gain
 from holdfast.measures.backward_gain import backward_gain as backward_gain
-
-# batch normalisers: the noise of their batches, and how their running averages stand to these
 from holdfast.measures.batch_noise import QUANTITY as _batch_noise
 from holdfast.measures.batch_noise import batch_noise as batch_noise
-
-# signal: what carries no information
 from holdfast.measures.collapsed_features import QUANTITY as _collapsed_features
 from holdfast.measures.collapsed_features import collapsed_features as collapsed_features
-
-# landscape: what the loss looks like around the parameters
 from holdfast.measures.curvature_spread import QUANTITY as _curvature_spread
 from holdfast.measures.curvature_spread import curvature_spread as curvature_spread
 from holdfast.measures.dead_units import QUANTITY as _dead_units
 from holdfast.measures.dead_units import dead_units as dead_units
-
-# drift: what moved, and whether the parameters moved it
 from holdfast.measures.drift_amplification import QUANTITY as _drift_amplification
 from holdfast.measures.drift_amplification import amplification as amplification
 from holdfast.measures.drift_gain import QUANTITY as _drift_gain
 from holdfast.measures.drift_gain import drift_gain as drift_gain
-
-# rank: over how many directions features spread
 from holdfast.measures.effective_rank import QUANTITY as _effective_rank
 from holdfast.measures.effective_rank import effective_rank as effective_rank
 from holdfast.measures.effective_rate import QUANTITY as _effective_rate
 from holdfast.measures.effective_rate import effective_rate as effective_rate
-from holdfast.measures.effective_rate import over as _effective_rate_over
-from holdfast.measures.effective_rate import take as _effective_rate_take
+from holdfast.measures.effective_rate import over as _over_effective_rate
+from holdfast.measures.effective_rate import take as _take_effective_rate
 from holdfast.measures.effective_smoothness import QUANTITY as _effective_smoothness
 from holdfast.measures.effective_smoothness import effective_smoothness as effective_smoothness
 from holdfast.measures.gate_saturation import QUANTITY as _gate_saturation
 from holdfast.measures.gate_saturation import gate_saturation as gate_saturation
 from holdfast.measures.gauss_newton_condition import QUANTITY as _gauss_newton_condition
 from holdfast.measures.gauss_newton_condition import gauss_newton_condition as gauss_newton_condition
-
-# distances between two states of a site: from moments, samples or sketches; floors for any of them
 from holdfast.measures.gaussian import Gaussian as Gaussian
 from holdfast.measures.gaussian_kl import QUANTITY as _gaussian_kl
 from holdfast.measures.gaussian_kl import gaussian_kl as gaussian_kl
@@ -75,13 +60,13 @@ from holdfast.measures.gradient_predictiveness import QUANTITY as _gradient_pred
 from holdfast.measures.gradient_predictiveness import gradient_predictiveness as gradient_predictiveness
 from holdfast.measures.gradient_ratio import QUANTITY as _gradient_ratio
 from holdfast.measures.gradient_ratio import gradient_ratio as gradient_ratio
-from holdfast.measures.gradient_ratio import over as _gradient_ratio_over
+from holdfast.measures.gradient_ratio import over as _over_gradient_ratio
 from holdfast.measures.gradient_slope import QUANTITY as _gradient_slope
 from holdfast.measures.gradient_slope import gradient_slope as gradient_slope
 from holdfast.measures.gradient_snr import QUANTITY as _gradient_snr
 from holdfast.measures.gradient_snr import gradient_snr as gradient_snr
 from holdfast.measures.gradient_snr import gradient_snrs as gradient_snrs
-from holdfast.measures.gradient_snr import take as _gradient_snr_take
+from holdfast.measures.gradient_snr import take as _take_gradient_snr
 from holdfast.measures.hessian_trace import QUANTITY as _hessian_trace
 from holdfast.measures.hessian_trace import hessian_trace as hessian_trace
 from holdfast.measures.jensen_shannon import QUANTITY as _jensen_shannon
@@ -120,14 +105,14 @@ from holdfast.measures.permutation_test import permutation_test as permutation_t
 from holdfast.measures.permutation_test import split_half_floor as split_half_floor
 from holdfast.measures.radial_gradient import QUANTITY as _radial_gradient
 from holdfast.measures.radial_gradient import radial_gradient as radial_gradient
-from holdfast.measures.radial_gradient import take as _radial_gradient_take
+from holdfast.measures.radial_gradient import take as _take_radial_gradient
 from holdfast.measures.rank_window import RankWindow as RankWindow
 from holdfast.measures.relative_gradient_change import QUANTITY as _relative_gradient_change
 from holdfast.measures.relative_gradient_change import relative_gradient_change as relative_gradient_change
 from holdfast.measures.rotation import QUANTITY as _rotation
 from holdfast.measures.rotation import equilibrium_rotation as equilibrium_rotation
 from holdfast.measures.rotation import rotation as rotation
-from holdfast.measures.rotation import take as _rotation_take
+from holdfast.measures.rotation import take as _take_rotation
 from holdfast.measures.running_lag import QUANTITY as _running_lag
 from holdfast.measures.running_lag import running_lag as running_lag
 from holdfast.measures.sampling_drift import QUANTITY as _sampling_drift
@@ -151,8 +136,6 @@ from holdfast.measures.sliced_wasserstein import sliced_wasserstein as sliced_wa
 from holdfast.measures.sliced_wasserstein import sliced_wasserstein_shift as sliced_wasserstein_shift
 from holdfast.measures.spectral_density import spectral_density as spectral_density
 from holdfast.measures.spectrum import parts_of as parts_of
-
-# spikes: steps that stand out, and what they came from
 from holdfast.measures.spike_cause import Cause as Cause
 from holdfast.measures.spike_cause import Precursor as Precursor
 from holdfast.measures.spike_cause import spike_cause as spike_cause
@@ -161,7 +144,7 @@ from holdfast.measures.spike_replay import replay_spike as replay_spike
 from holdfast.measures.spikes import QUANTITY as _spikes
 from holdfast.measures.spikes import Spike as Spike
 from holdfast.measures.spikes import SpikeDetector as SpikeDetector
-from holdfast.measures.spikes import over as _spikes_over
+from holdfast.measures.spikes import over as _over_spikes
 from holdfast.measures.spikes import spikes as spikes
 from holdfast.measures.stability import stability as stability
 from holdfast.measures.stability import take as _take_stability
@@ -169,11 +152,11 @@ from holdfast.measures.stability_ratio import QUANTITY as _stability_ratio
 from holdfast.measures.stability_ratio import stability_ratio as stability_ratio
 from holdfast.measures.standardised_mean_shift import QUANTITY as _standardised_mean_shift
 from holdfast.measures.standardised_mean_shift import standardised_mean_shift as standardised_mean_shift
-from holdfast.measures.stored_distances import OVER as _stored_distances
+from holdfast.measures.stored_distances import OVER as _over_stored_distances
 from holdfast.measures.straightness import QUANTITY as _straightness
 from holdfast.measures.straightness import journeys as journeys
-from holdfast.measures.straightness import over as _straightness_over
-from holdfast.measures.straightness import path_over as _path_length_over
+from holdfast.measures.straightness import over as _over_straightness
+from holdfast.measures.straightness import path_over as _over_path_length
 from holdfast.measures.straightness import straightness as straightness
 from holdfast.measures.stream_gradient import QUANTITY as _stream_gradient
 from holdfast.measures.stream_gradient import stream_gradient as stream_gradient
@@ -189,7 +172,7 @@ from holdfast.measures.train_eval_gap import QUANTITY as _train_eval_gap
 from holdfast.measures.train_eval_gap import train_eval_gap as train_eval_gap
 from holdfast.measures.two_states import watchable as _between_states
 from holdfast.measures.update_alignment import QUANTITY as _update_alignment
-from holdfast.measures.update_alignment import take as _update_alignment_take
+from holdfast.measures.update_alignment import take as _take_update_alignment
 from holdfast.measures.update_alignment import update_alignment as update_alignment
 from holdfast.measures.update_ratio import QUANTITY as _update_ratio
 from holdfast.measures.update_ratio import update_ratio as update_ratio
@@ -204,6 +187,7 @@ from holdfast.measures.weight_norm import weight_norm as weight_norm
 QUANTITIES: dict[str, Quantity] = {
     quantity.name: quantity
     for quantity in (
+        # drift: the same inputs, or others, under moved parameters
         _parameter_drift,
         _scale_shift,
         _scale_shift_p95,
@@ -215,7 +199,7 @@ QUANTITIES: dict[str, Quantity] = {
         _parameter_share,
         _drift_gain,
         _drift_amplification,
-        _attribution,
+        # distances between two states of a site
         _standardised_mean_shift,
         _log_scale_ratio,
         _gaussian_w2,
@@ -225,36 +209,43 @@ QUANTITIES: dict[str, Quantity] = {
         _jensen_shannon,
         _kolmogorov_smirnov,
         _mmd,
-        _collapsed_features,
+        # upstream attribution: whose update moved it
+        _attribution,
+        # gradient ICS: what the updates before a layer did to its gradient
+        _gradient_ics,
+        # gradient flow
+        _backward_gain,
+        _gradient_norm,
+        _gradient_slope,
+        _gradient_ratio,
+        _gradient_snr,
+        # weights in motion
+        _weight_norm,
+        _update_ratio,
+        _update_alignment,
+        _radial_gradient,
+        _rotation,
+        _effective_rate,
+        # signal, saturation and death: where nothing comes through
         _signal_spread,
+        _collapsed_features,
         _saturated_fraction,
         _dead_units,
         _gate_saturation,
         _attention_saturation,
         _attention_entropy,
-        _backward_gain,
-        _gradient_norm,
-        _gradient_slope,
-        _gradient_ics,
-        _weight_norm,
-        _update_ratio,
-        _gradient_ratio,
-        _gradient_snr,
-        _update_alignment,
-        _radial_gradient,
-        _rotation,
-        _effective_rate,
-        _spikes,
-        _batch_noise,
-        _train_eval_gap,
-        _running_lag,
+        # rank: over how many directions features spread
         _effective_rank,
         _participation_ratio,
         _variance_rank,
+        # streams where they meet
         _stream_rms,
         _stream_shift,
         _stream_share,
         _stream_gradient,
+        # spikes: steps that stand out
+        _spikes,
+        # landscape: the loss around the parameters
         _loss_variation,
         _gradient_predictiveness,
         _relative_gradient_change,
@@ -266,6 +257,10 @@ QUANTITIES: dict[str, Quantity] = {
         _gauss_newton_condition,
         _maximum_learning_rate,
         _learning_rate_sensitivity,
+        # batch normalisers: their batches, and their running averages
+        _batch_noise,
+        _train_eval_gap,
+        _running_lag,
     )
 }
 
@@ -296,20 +291,20 @@ WATCHABLE: dict[str, Watchable] = {
     "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
     "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
     "gradient-ics": Watchable(lambda: _take_gradient_ics, frozenset({"before", "loss"})),
-    "effective-rate": Watchable(lambda: _effective_rate_take, frozenset({"optimizer"})),
-    "gradient-snr": Watchable(lambda: _gradient_snr_take, frozenset({"loss"})),
-    "radial-gradient": Watchable(lambda: _radial_gradient_take, frozenset({"before"})),
-    "rotation": Watchable(lambda: _rotation_take, frozenset({"before"})),
-    "update-alignment": Watchable(lambda: _update_alignment_take, frozenset({"before"})),
+    "effective-rate": Watchable(lambda: _take_effective_rate, frozenset({"optimizer"})),
+    "gradient-snr": Watchable(lambda: _take_gradient_snr, frozenset({"loss"})),
+    "radial-gradient": Watchable(lambda: _take_radial_gradient, frozenset({"before"})),
+    "rotation": Watchable(lambda: _take_rotation, frozenset({"before"})),
+    "update-alignment": Watchable(lambda: _take_update_alignment, frozenset({"before"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 
 OFFLINE: dict[str, Callable[[History], Sequence[Reading | Table]]] = {
-    "effective-rate": _effective_rate_over,
-    "gradient-ratio": _gradient_ratio_over,
-    "spikes": _spikes_over,
-    "path-length": _path_length_over,
-    "straightness": _straightness_over,
-    **_stored_distances,
+    "effective-rate": _over_effective_rate,
+    "gradient-ratio": _over_gradient_ratio,
+    "spikes": _over_spikes,
+    "path-length": _over_path_length,
+    "straightness": _over_straightness,
+    **_over_stored_distances,
 }
 """Measures that a stored run is enough for: `run.measure(name)`."""

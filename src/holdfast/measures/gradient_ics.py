@@ -60,10 +60,10 @@ from holdfast.core.reading import Table
 from holdfast.core.units import Unit
 from holdfast.core.warn import warn_user
 from holdfast.live.inner import inner_model
+from holdfast.live.labelled_batch import LabelledBatch, gradients_of
 from holdfast.live.layers import ParameterLayer, parameter_layers
 from holdfast.live.moment import Moment
 from holdfast.live.repeated import Repeated, repeated
-from holdfast.measures.labelled_batch import LabelledBatch
 
 QUANTITY = Quantity(
     "gradient-ics",
@@ -157,10 +157,10 @@ def take(moment: Moment) -> list[Table]:
         The table of `gradient_ics`; without the debiased columns where the batch is too small for halves.
     """
     assert moment.before is not None
-    given = LabelledBatch.of(moment.batch, moment.loss_fn)
+    given = moment.labelled
     after = {name: value.detach() for name, value in moment.model.named_parameters()}
     before = {**after, **moment.before}
-    return [_measure(moment.model, given, before, after, MATCHED, given.can_be_halved, moment.step)]
+    return [_measure(moment.model, given, before, after, MATCHED, given.can_be_cut(2), moment.step)]
 
 
 def _measure(
@@ -177,7 +177,7 @@ def _measure(
     def real(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return after
 
-    parts = batch.halves() if debiased else ()
+    parts = batch.parts(2, "type: debiased=False") if debiased else ()
     whole = _gradients(model, batch, before, [real, *map(_along_gradient, matched)], check=check)
     halves = [_gradients(model, half, before, [real]) for half in parts]
     columns = ["raw", "relative", "cosine", "‖W‖·raw"]
@@ -217,7 +217,7 @@ def _gradients(
         before = {forward.name_of(name): value for name, value in before.items()}
         leaves = {name: before[name].detach().requires_grad_() for name in sorted(trained)}
         output = forward.run({**before, **leaves})
-        old = _present(leaves, batch.gradients(output, list(leaves.values())))
+        old = _present(leaves, gradients_of(batch.traced_loss(output), list(leaves.values())))
         if check:
             batch.refuse_random(model, output, lambda: forward.run(before))
         del output
@@ -255,7 +255,8 @@ def _behind_prefix(
         leaves = {name: before[name].detach().requires_grad_() for name in names}
         still = {name: before[name] for each in layers[number:] for name in each.names}
         output = forward.run({**still, **leaves}, memo=memo)
-        found = _present(leaves, batch.gradients(output, list(leaves.values()), strict=False))
+        loss = batch.loss(output)  # without a graph where the layer has no part in it
+        found = _present(leaves, gradients_of(loss, list(leaves.values()))) if loss.requires_grad else {}
         new.update({name: found[name] if name in found else torch.zeros_like(old[name]) for name in names})
     return layers, new
 

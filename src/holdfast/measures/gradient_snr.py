@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,14 +44,14 @@ import torch
 from jaxtyping import Float64
 from numpy import ndarray
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from holdfast.core.errors import InputError, StatisticError
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
-from holdfast.live.moment import LossFn, Moment
+from holdfast.live.labelled_batch import LabelledBatch, LossFn
+from holdfast.live.moment import Moment
 from holdfast.live.objective import Objective
 from holdfast.measures.resampling import floor_of, signs
 from holdfast.measures.weights import weight_site
@@ -67,6 +67,8 @@ QUANTITY = Quantity(
 
 PARTS = 8
 """A batch is cut into so many: the floor needs six, and each part must stay a batch."""
+
+_TOO_FEW = "give a larger batch, or gradients of several steps to measures.gradient_snr"
 
 
 @torch.no_grad()
@@ -128,8 +130,8 @@ def gradient_snrs(
     grams: dict[str, Float64[ndarray, "parts parts"]] = {}
     columns: list[tuple[Tensor, ...]] = []
     names: tuple[str, ...] = ()
-    for part in _parts(batch):
-        objective = Objective(model, loss_fn, part)
+    for part in LabelledBatch.of(batch, loss_fn).parts(PARTS, _TOO_FEW):
+        objective = Objective(model, loss_fn, (part.inputs, part.targets))
         names = objective.names
         columns.append(objective.at().gradient)
     for name, gradients in zip(names, zip(*columns, strict=True), strict=True):
@@ -152,33 +154,7 @@ def take(moment: Moment) -> list[Reading]:
     Raises:
         InputError: see there.
     """
-    if moment.batch is None:
-        raise InputError("a batch with targets", "none", "type: Moment(…, batch=(inputs, targets), loss_fn=loss_fn)")
     return gradient_snrs(moment.model, moment.loss_fn, moment.batch, step=moment.step, stream=moment.stream)
-
-
-def _parts(batch: Any) -> Iterator[Any]:
-    """Eight equal parts of a batch: of every tensor whose first axis is the batch's."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise InputError("a batch of (inputs, targets)", f"a {type(batch).__name__}", "type: batch=(inputs, targets)")
-    samples = max(
-        (each.shape[0] for each in torch.utils._pytree.tree_leaves(batch[0]) if isinstance(each, Tensor) and each.ndim),
-        default=0,
-    )
-    size = samples // PARTS
-    if size < 2:
-        raise InputError(
-            f"a batch of {2 * PARTS} samples or more, to be cut into {PARTS} parts",
-            f"{samples}",
-            "give a larger batch, or gradients of several steps to measures.gradient_snr",
-        )
-    for start in range(0, size * PARTS, size):
-
-        def cut(leaf: Any, start: int = start) -> Any:
-            whole = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == samples
-            return leaf[start : start + size] if whole else leaf
-
-        yield tuple(tree_map(cut, list(batch)))
 
 
 def _gram(gradients: Sequence[Tensor]) -> Float64[ndarray, "parts parts"]:

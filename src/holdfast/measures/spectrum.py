@@ -63,7 +63,8 @@ def projected(values: Tensor) -> Tensor:
     if values.shape[1] <= DIMENSIONS:
         return values
     directions = torch.from_numpy(_directions(values.shape[1])).to(values.device)
-    return values.float() @ directions
+    with torch.autocast(values.device.type, enabled=False):  # a model's own would round to 8 bits
+        return values.float() @ directions
 
 
 @lru_cache(maxsize=16)

@@ -25,7 +25,7 @@ from torch import nn
 from holdfast.core.errors import InputError, StatisticError
 from holdfast.core.reading import Table
 from holdfast.core.units import Unit
-from holdfast.live.moment import LossFn
+from holdfast.live.labelled_batch import LossFn
 from holdfast.live.objective import Evaluation, Objective, norm
 from holdfast.live.replay import Mode
 from holdfast.live.snapshot import Snapshot

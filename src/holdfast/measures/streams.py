@@ -43,9 +43,9 @@ def take_gradients(moment: Moment) -> list[Reading]:
     Returns:
         Shares of the gradient, by fusion, at the same sites.
     """
-    call, loss_of = moment.loss_pass()
+    batch = moment.labelled
     found: list[Reading] = []
-    for fusion in fusions(inner_model(moment.model), call, loss_of=loss_of):
+    for fusion in fusions(inner_model(moment.model), batch.call(), loss_of=batch.traced_loss):
         samples = len(fusion.contributions[0])
         found += stream_gradient(fusion.gradients, sites=_sites(fusion, moment), step=moment.step, n=samples)
     return found

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.structure import Structure
-from holdfast.live.moment import LossFn, Moment, Watchable
+from holdfast.live.labelled_batch import LossFn
+from holdfast.live.moment import Moment, Watchable
 from holdfast.live.replay import Call
 from holdfast.measures import OFFLINE, QUANTITIES, WATCHABLE
 

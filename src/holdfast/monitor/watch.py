@@ -37,9 +37,9 @@ from holdfast.core.structure import Structure
 from holdfast.core.warn import warn_user
 from holdfast.live.hooks import HookSet, all_detached
 from holdfast.live.inner import compiled_model, inner_model
+from holdfast.live.labelled_batch import LossFn
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.measurable import transforming
-from holdfast.live.moment import LossFn
 from holdfast.live.ranks import talks
 from holdfast.live.replay import Autocast, Call, record_call, replay
 from holdfast.live.structure import extract

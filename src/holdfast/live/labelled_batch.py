@@ -14,10 +14,10 @@ from holdfast.core.errors import InputError
 from holdfast.live.replay import Call, record_call
 from holdfast.live.tensors import tensors_in
 
-LossFn = Callable[..., Tensor]
+LossFn = Callable[[Any, Any], Tensor]
 
-_FEWEST = 4
-"""Samples that make two halves: a BatchNorm needs two in each."""
+_FEWEST = 2
+"""Samples that make a part: a BatchNorm needs two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +55,7 @@ class LabelledBatch:
             )
         if isinstance(batch, Tensor | Mapping | str) or not isinstance(batch, Sequence) or len(batch) != 2:
             got = "none" if batch is None else f"a {type(batch).__name__}"
+            got += f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
             raise InputError("a batch (inputs, targets)", got, "type: batch=(inputs, targets)")
         inputs, targets = tree_map(_ordinary, tuple(batch))
         lengths = [len(each) for each in tensors_in(inputs) if each.ndim]
@@ -68,41 +69,59 @@ class LabelledBatch:
             return record_call((), self.inputs)
         return record_call(tuple(self.inputs) if isinstance(self.inputs, tuple | list) else (self.inputs,), {})
 
-    @property
-    def can_be_halved(self) -> bool:
-        """Whether there are samples for two halves, and all tensors count them."""
-        sized = [each for each in tensors_in((self.inputs, self.targets)) if each.ndim]
-        return self.samples >= _FEWEST and all(len(each) == self.samples for each in sized)
+    def can_be_cut(self, count: int) -> bool:
+        """Whether there are samples for so many parts, and all targets count them.
 
-    def halves(self) -> tuple[LabelledBatch, LabelledBatch]:
-        """Two disjoint halves, without the odd sample.
+        Args:
+            count: of parts.
+        """
+        return self.samples >= _FEWEST * count and {self.samples} >= self._lengths
+
+    @property
+    def _lengths(self) -> set[int]:
+        """Of the targets, but for scalars."""
+        return {len(each) for each in tensors_in(self.targets) if each.ndim}
+
+    def parts(self, count: int, fix: str) -> tuple[LabelledBatch, ...]:
+        """Disjoint equal parts in the order of the samples, without the odd samples at the end.
+
+        Tensors among the inputs that are not as long as the first of them are handed on whole.
+
+        Args:
+            count: of parts.
+            fix: what to do where that cannot be.
 
         Raises:
-            InputError: too few samples, or tensors of other lengths among inputs and targets.
+            InputError: too few samples, or targets of another length than the inputs.
         """
-        if not self.can_be_halved:
-            lengths = sorted({len(each) for each in tensors_in((self.inputs, self.targets)) if each.ndim})
+        if not self.can_be_cut(count):
+            lengths = sorted(self._lengths | {self.samples})
             raise InputError(
-                f"a batch that can be halved: at least {_FEWEST} samples, in the first axis of every tensor",
-                f"lengths {', '.join(map(str, lengths))}",
-                "type: debiased=False",
+                f"a batch of {_FEWEST * count} samples or more, to be cut into {count} parts along the first axis of "
+                "inputs and targets",
+                f"lengths {', '.join(map(str, lengths))}" if lengths[1:] else f"{lengths[0]}",
+                fix,
             )
-        half = self.samples // 2
-        first, second = (
-            tree_map(lambda leaf, part=part: leaf[part] if isinstance(leaf, Tensor) and leaf.ndim else leaf, pair)
-            for pair in [(self.inputs, self.targets)]
-            for part in (slice(0, half), slice(half, 2 * half))
-        )
-        return (
-            replace(self, inputs=first[0], targets=first[1], samples=half),
-            replace(self, inputs=second[0], targets=second[1], samples=half),
-        )
+        size = self.samples // count
+
+        def part(start: int) -> LabelledBatch:
+            def cut(leaf: Any) -> Any:
+                counts = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.samples
+                return leaf[start : start + size] if counts else leaf
+
+            inputs, targets = tree_map(cut, (self.inputs, self.targets))
+            return replace(self, inputs=inputs, targets=targets, samples=size)
+
+        return tuple(part(start) for start in range(0, count * size, size))
 
     def loss(self, output: Any) -> Tensor:
         """The loss of an output.
 
         Args:
-            output: of the model.
+            output: of the model, or tensors in its place.
+
+        Returns:
+            One number without axes.
 
         Raises:
             InputError: it needs targets that are missing, or is no scalar.
@@ -120,41 +139,28 @@ class LabelledBatch:
             raise InputError(
                 "a loss that is one number, as a tensor", got, "type: loss_fn=lambda o, t: mine(o, t).mean()"
             )
-        return loss
+        return loss.reshape(())
 
-    def gradients(self, output: Any, leaves: Sequence[Tensor], *, strict: bool = True) -> tuple[Tensor | None, ...]:
-        """Gradients of the loss.
+    def traced_loss(self, output: Any) -> Tensor:
+        """The loss of an output that has a graph.
 
         Args:
-            output: of the model, with a graph.
-            leaves: tensors that it was made with.
-            strict: refuse a loss that depends on none of them.
+            output: of the model, or tensors in its place.
 
         Returns:
-            One for each; `None` where the loss does not depend on it.
+            One number with a graph.
 
         Raises:
-            InputError: the loss cannot be differentiated.
+            InputError: as `loss`; or nothing that is trained leads to it.
         """
         loss = self.loss(output)
         if not loss.requires_grad:
-            if not strict:
-                return (None,) * len(leaves)
             raise InputError(
                 "a loss that the trained parameters can be differentiated through to",
                 "one without a graph",
                 "look for .detach(), .item(), argmax or torch.no_grad() on the way to the loss",
             )
-        try:
-            return torch.autograd.grad(loss.reshape(()), leaves, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise InputError(
-                "a forward pass that can be differentiated",
-                f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                "replace that operation, or freeze the layers before it",
-            ) from error
+        return loss
 
     def refuse_random(self, model: nn.Module, output: Any, again: Callable[[], Any]) -> None:
         """Refuse a forward that draws what cannot be put back.
@@ -179,6 +185,43 @@ class LabelledBatch:
             "another output from the same parameters, inputs and random state",
             "draw from torch's, Python's or NumPy's global generator, or keep yours as an attribute of the module",
         )
+
+
+def gradients_of(loss: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of a loss, whose graph is gone afterwards.
+
+    Args:
+        loss: with its graph.
+        leaves: tensors that it was made with.
+
+    Returns:
+        One for each; `None` where the loss does not depend on it.
+
+    Raises:
+        InputError: an operation on the way cannot be differentiated, or only by `backward()`.
+    """
+    try:
+        return torch.autograd.grad(loss, leaves, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if "use_reentrant=True" in text or "Checkpointing is not compatible" in text:
+            raise reentrant_checkpoint() from error
+        raise InputError(
+            "a forward pass that can be differentiated",
+            f"{type(error).__name__}: {text.splitlines()[0] if text else 'without a reason'}",
+            "replace that operation, or freeze the layers before it",
+        ) from error
+
+
+def reentrant_checkpoint() -> InputError:
+    """What to say of a checkpoint whose gradients come only by `backward()`, into `.grad` of whatever took part."""
+    return InputError(
+        "operations that give their gradient when asked",
+        "torch.utils.checkpoint with use_reentrant=True, which only backward() can go through",
+        "type: torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)",
+    )
 
 
 def _ordinary(leaf: Any) -> Any:
