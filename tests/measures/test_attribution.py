@@ -316,11 +316,14 @@ def test_within_noise_is_told_by_the_floor():
     [
         ({}, "expected an update, told once; got none"),
         ({"update": {}, "before": {}}, "got update and before"),
+        ({"update": {}}, "the update of at least one parameter, by its name; got an empty one"),
+        ({"update": {"weight": 0.1}}, "values of shape (2, 3) for 'weight'; got a float"),
         ({"update": {"nobody": torch.ones(1)}}, "'nobody'; take them from model.named_parameters"),
         ({"update": {"weight": torch.ones(3)}}, "values of shape (2, 3) for 'weight'; got shape (3,)"),
         ({"before": {"weight": torch.ones(2, 3)}, "after": {}}, "the same before and after; got 'weight'"),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_mistaken_update_is_refused(told, message):
     with pytest.raises(InputError) as error:
         attribution(nn.Linear(3, 2), torch.randn(4, 3), **told)

@@ -25,6 +25,7 @@ from holdfast.measures.radial_gradient import radial_gradient
 from holdfast.measures.rotation import rotation
 from holdfast.measures.scale_invariance import scale_invariant
 from holdfast.measures.update_alignment import update_alignment
+from holdfast.measures.update_ratio import update_ratio
 from holdfast.store.memory import MemoryRun
 
 WEIGHT = Site("0", "weight", leaf="weight")
@@ -62,7 +63,7 @@ def test_angles(site):
 
 
 def test_shapes_must_agree(site):
-    for measure in (rotation, update_alignment, radial_gradient):
+    for measure in (rotation, update_alignment, radial_gradient, update_ratio, gradient_ratio):
         with pytest.raises(InputError, match=re.escape("shapes (2,) and (3,); give both of the same parameter")):
             measure(torch.ones(2), torch.ones(3), site=site, step=1)
         with pytest.raises(InputError, match=re.escape("shapes (0,) and (0,)")):

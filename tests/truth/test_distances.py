@@ -220,11 +220,13 @@ TESTS: dict[str, Callable[[Array, Array], Any]] = {
 
 
 CASES = [(name, draw) for name in TESTS for draw in (normal, heavy_tailed, alike)]
+FAST = [(name, alike) for name in TESTS if name != "sliced W1"]
 
 
 @pytest.mark.parametrize(
     ("name", "draw"),
-    [pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "sliced W1" else []) for case in CASES],
+    # In the fast suite only what a floor by position would get wrong; the other laws take as long.
+    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in CASES],
 )
 def test_permutation_floors_are_exceeded_at_5_percent(shapes_unchecked: None, name: str, draw: Draw) -> None:
     """400 pairs of 16 and 12 samples: 5 % within three binomial standard errors (3.3 %); ties can only lower it."""
@@ -243,7 +245,7 @@ HALVES: dict[str, tuple[Callable[[Array, Array], float], float]] = {
 }
 
 
-@pytest.mark.parametrize("draw", [normal, alike])
+@pytest.mark.parametrize("draw", [pytest.param(normal, marks=pytest.mark.slow), alike])
 @pytest.mark.parametrize("name", HALVES)
 def test_split_half_floors_hold_for_whole_batches(shapes_unchecked: None, name: str, draw: Draw) -> None:
     """Batches of 100 samples, the floor from the first alone: of 250 pairs 2 to 9 % lie above it."""

@@ -59,7 +59,7 @@ def test_landscape_of_a_quadratic() -> None:
 
 
 def test_random_directions_show_the_mean_square_curvature() -> None:
-    """E ‖H u‖² = tr(H²)/d for u even on the sphere: 256 directions, tolerance five standard errors of the mean."""
+    """E ‖H u‖² = tr(H²)/d for u even on the sphere: 64 directions, tolerance five standard errors of the mean."""
     rng = np.random.default_rng(1)
     spectrum = np.linspace(0.5, 5.0, 8)
     seen = landscape(

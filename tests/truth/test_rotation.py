@@ -36,7 +36,7 @@ def settled(make: Callable[[list[nn.Parameter]], Optimizer], start: float, steps
         optimizer.zero_grad()
         (torch.randn(DIMENSIONS, generator=generator, dtype=torch.float64) @ w / w.norm()).backward()
         optimizer.step()
-        if step >= steps // 2:
+        if step >= steps // 2 and step % 2:  # every other one: neighbours say nearly the same under momentum
             reading = rotation(before, w.detach(), site=SITE, step=step)
             assert reading is not None
             squares.append(reading.value**2)
@@ -66,7 +66,7 @@ def test_rotation_at_equilibrium(kind: str, settings: dict[str, Any], expected: 
     assert told == pytest.approx(math.sqrt(2 * RATE * DECAY * expected))
     # Near the equilibrium norm, so that half the run is spent there; a wrong constant would not be hidden by it.
     start = 3.0 if kind == "AdamW" else 2.0
-    assert settled(lambda weights: getattr(torch.optim, kind)(weights, **given), start, 3000) == pytest.approx(
+    assert settled(lambda weights: getattr(torch.optim, kind)(weights, **given), start, 2000) == pytest.approx(
         told, rel=0.04
     )
 

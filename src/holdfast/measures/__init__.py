@@ -264,38 +264,50 @@ QUANTITIES: dict[str, Quantity] = {
     )
 }
 
-_rank = Watchable(RankWindow, frozenset({"call"}))
-_activations = Watchable(ActivationWindow, frozenset({"call"}))
-_streams = Watchable(lambda: _take_streams, frozenset({"call"}))
 _attention = Watchable(lambda: _take_attention, frozenset({"call"}))
+_activations = Watchable(ActivationWindow, frozenset({"call"}))
+_rank = Watchable(RankWindow, frozenset({"call"}))
+_streams = Watchable(lambda: _take_streams, frozenset({"call"}))
+_landscape = Watchable(lambda: _take_landscape, frozenset({"before", "loss"}))
 
 WATCHABLE: dict[str, Watchable] = {
+    # drift and distances
     "shape-shift": _between_states(shape_shift),
     "scale-shift-p95": _between_states(scale_shift_p95),
     "sliced-wasserstein": _between_states(sliced_wasserstein_shift),
     "mmd": _between_states(mmd_shift),
+    # what updates do to other layers
     "attribution": Watchable(lambda: _take_attribution, frozenset({"before", "call"})),
-    "effective-rank": _rank,
-    "participation-ratio": _rank,
-    "variance-rank": _rank,
+    "gradient-ics": Watchable(lambda: _take_gradient_ics, frozenset({"before", "loss"})),
+    # gradient flow and weights in motion
+    "gradient-snr": Watchable(lambda: _take_gradient_snr, frozenset({"loss"})),
+    "update-alignment": Watchable(lambda: _take_update_alignment, frozenset({"before"})),
+    "radial-gradient": Watchable(lambda: _take_radial_gradient, frozenset({"before"})),
+    "rotation": Watchable(lambda: _take_rotation, frozenset({"before"})),
+    "effective-rate": Watchable(lambda: _take_effective_rate, frozenset({"optimizer"})),
+    # saturation and death
     "saturated-fraction": _activations,
     "dead-units": _activations,
     "gate-saturation": _activations,
     "attention-saturation": _attention,
     "attention-entropy": _attention,
+    # rank
+    "effective-rank": _rank,
+    "participation-ratio": _rank,
+    "variance-rank": _rank,
+    # streams
     "stream-rms": _streams,
     "stream-shift": _streams,
     "stream-share": _streams,
     "stream-gradient": Watchable(lambda: _take_stream_gradients, frozenset({"loss"})),
-    "landscape": Watchable(lambda: _take_landscape, frozenset({"before", "loss"})),
+    # landscape: figures of one walk along the gradient, and its tables
+    "landscape": _landscape,
+    "loss-variation": _landscape,
+    "gradient-predictiveness": _landscape,
+    "relative-gradient-change": _landscape,
+    "effective-smoothness": _landscape,
     "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
     "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
-    "gradient-ics": Watchable(lambda: _take_gradient_ics, frozenset({"before", "loss"})),
-    "effective-rate": Watchable(lambda: _take_effective_rate, frozenset({"optimizer"})),
-    "gradient-snr": Watchable(lambda: _take_gradient_snr, frozenset({"loss"})),
-    "radial-gradient": Watchable(lambda: _take_radial_gradient, frozenset({"before"})),
-    "rotation": Watchable(lambda: _take_rotation, frozenset({"before"})),
-    "update-alignment": Watchable(lambda: _take_update_alignment, frozenset({"before"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""
 

@@ -258,18 +258,25 @@ def _states(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Old and new values of the parameters that are named, by their first names."""
     if (update is None) == (before is None) or (update is not None and after is not None):
-        told = [name for name, each in (("update", update), ("before", before), ("after", after)) if each is not None]
+        ways = [name for name, each in (("update", update), ("before", before), ("after", after)) if each is not None]
         raise InputError(
             "an update, told once",
-            " and ".join(told) or "none",
+            " and ".join(ways) or "none",
             "give update= (ΔW by name), or before= (and the model as it is now), or before= and after=",
+        )
+    told = update if update is not None else before or {}
+    if not told:
+        raise InputError(
+            "the update of at least one parameter, by its name",
+            "an empty one",
+            "type: before = {name: each.detach().clone() for name, each in model.named_parameters()}",
         )
     first = {parameter: name for name, parameter in model.named_parameters()}
     named = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} - named.keys()
     old: dict[str, Tensor] = {}
     new: dict[str, Tensor] = {}
-    for name, value in (update if update is not None else before or {}).items():
+    for name, value in told.items():
         if name in buffers:
             continue  # state dictionaries hold them too
         other = value if after is None else after.get(name)
@@ -289,10 +296,10 @@ def _require_fits(name: str, named: Mapping[str, Tensor], *values: Tensor | None
                 repr(name),
                 f"take them from model.named_parameters(), such as {next(iter(named), 'none')!r}",
             )
-        if value.shape != named[name].shape:
+        if not isinstance(value, Tensor) or value.shape != named[name].shape:
             raise InputError(
                 f"values of shape {tuple(named[name].shape)} for {name!r}",
-                f"shape {tuple(value.shape)}",
+                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}",
                 "give every parameter's update in its own shape",
             )
 

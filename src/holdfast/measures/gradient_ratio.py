@@ -37,6 +37,7 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures.l2_norm import l2_norm
+from holdfast.measures.weights import same_shape
 
 QUANTITY = Quantity("gradient-ratio", "gradient over weight", Unit.RATIO, "neither", logarithmic=True)
 
@@ -57,8 +58,11 @@ def gradient_ratio(
         The ratio: 0 where no gradient arrives, infinite where one arrives at a parameter of norm 0.
 
     Raises:
+        InputError: the shapes differ.
         StatisticError: numbers without `n`.
     """
+    if isinstance(gradient, Tensor) and isinstance(weight, Tensor):
+        same_shape(gradient, weight, "a gradient and its weight")
     slope, count = l2_norm(gradient, n)
     size, _ = l2_norm(weight, n)
     value = slope / size if size else (math.inf if slope > 0 else slope)

@@ -155,7 +155,7 @@ def landscape(
 def take(moment: Moment) -> list[Reading | Table]:
     """The landscape at one step of training, without random directions.
 
-    Steps are in units of what the optimiser really stepped: the learning rate under plain SGD, otherwise the length
+    Steps are in units of what the optimiser really stepped: the learning rate under SGD, otherwise the length
     of the last update over ‖g‖.
 
     Args:

@@ -37,6 +37,7 @@ from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.measures.l2_norm import l2_norm
+from holdfast.measures.weights import same_shape
 
 QUANTITY = Quantity("update-ratio", "update ratio", Unit.RATIO, "neither", logarithmic=True)
 
@@ -58,8 +59,11 @@ def update_ratio(
         The ratio: 0 where nothing moved, infinite where a parameter of norm 0 did.
 
     Raises:
+        InputError: the shapes differ.
         StatisticError: numbers without `n`.
     """
+    if isinstance(update, Tensor) and isinstance(weight, Tensor):
+        same_shape(update, weight, "an update and its weight")
     change, count = l2_norm(update, n)
     size, _ = l2_norm(weight, n)
     value = change / size if size else (math.inf if change > 0 else change)
