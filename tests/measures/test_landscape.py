@@ -154,3 +154,8 @@ class TestComparison:
     def test_refuses_an_empty_side(self) -> None:
         with pytest.raises(InputError, match="landscapes of both models"):
             compare_landscapes([], [at(1, 1.0, 1.0)])
+
+
+def test_figures_of_one_walk_are_one_measurement_under_any_of_their_names() -> None:
+    names = "loss-variation", "gradient-predictiveness", "relative-gradient-change", "effective-smoothness"
+    assert all(WATCHABLE[name] is WATCHABLE["landscape"] for name in names)
