@@ -10,9 +10,10 @@ probes within 1 %), "with probes" (those at every step too), sampled or exact; b
 Each arm trains the same network from the same seed in a process of its own (`parts/arm.py`). A round gives each arm a
 block of `--seconds`, one after the other, in an order drawn anew; between blocks nothing runs. An overhead is what a
 step took beyond the bare block of the same round: the median over rounds, with a 95 % bootstrap interval. What works
-within a budget pays for few dear steps, which a median over blocks would not see: for it, time in all over bare time
-in all, with blocks three times as long. "bare, again" is a second bare process: what it seems to cost is what this
-machine cannot resolve; a bar is missed where the whole interval lies beyond it. The optimiser is SGD without momentum, the cheapest, so that a share of the step is largest.
+within a budget pays for few dear steps, which a median over blocks would not see: for it, time in all over bare time in
+all, with blocks three times as long. "bare, again" is a second bare process: what it seems to cost is what this machine
+cannot resolve; a bar is missed where the whole interval lies beyond it. The optimiser is SGD without momentum, the
+cheapest, so that a share of the step is largest.
 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
