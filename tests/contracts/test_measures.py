@@ -48,6 +48,7 @@ HELPERS = {
     "landscape_comparison",
     "learning_rate_sweep",
     "multiplicity",
+    "one_loss",
     "pairing",
     "permutation_test",
     "rank_window",

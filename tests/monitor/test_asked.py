@@ -171,8 +171,8 @@ def test_measures_that_every_watch_takes_are_those_named_so(tmp_path):
 def test_what_no_watch_takes_is_told_where_to_find(tmp_path):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InputError, match=r"type: hf.measures.hessian_trace\("):
-        hf.watch(model, optimizer, run=tmp_path / "run", measures=["hessian-trace"])
+    with pytest.raises(InputError, match=r"type: hf.measures.maximum_learning_rate\("):
+        hf.watch(model, optimizer, run=tmp_path / "run", measures=["maximum-learning-rate"])
     with pytest.raises(InputError, match=r"type afterwards: run.measure\('path-length'\)"):
         hf.watch(model, optimizer, run=tmp_path / "run", measures=["path-length"])
 

@@ -4,6 +4,7 @@ Imports stand in the order of the alphabet; `QUANTITIES` is the table of content
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial as _partial
 
 from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
@@ -93,6 +94,8 @@ from holdfast.measures.mmd import mmd_test as mmd_test
 from holdfast.measures.multiplicity import within_noise as within_noise
 from holdfast.measures.observed_drift import QUANTITY as _observed_drift
 from holdfast.measures.observed_drift import observed_drift as observed_drift
+from holdfast.measures.one_loss import spread_of as _spread_of
+from holdfast.measures.one_loss import watchable as _of_loss
 from holdfast.measures.parameter_drift import QUANTITY as _parameter_drift
 from holdfast.measures.parameter_drift import parameter_drift as parameter_drift
 from holdfast.measures.parameter_share import QUANTITY as _parameter_share
@@ -127,8 +130,8 @@ from holdfast.measures.scale_shift_p95 import scale_shift_p95 as scale_shift_p95
 from holdfast.measures.shape_shift import QUANTITY as _shape_shift
 from holdfast.measures.shape_shift import shape_shift as shape_shift
 from holdfast.measures.sharpness import QUANTITY as _sharpness
+from holdfast.measures.sharpness import WATCHED_PRODUCTS as _WATCHED_PRODUCTS
 from holdfast.measures.sharpness import sharpness as sharpness
-from holdfast.measures.sharpness import take as _take_sharpness
 from holdfast.measures.signal_spread import QUANTITY as _signal_spread
 from holdfast.measures.signal_spread import signal_spread as signal_spread
 from holdfast.measures.sliced_wasserstein import QUANTITY as _sliced_wasserstein
@@ -306,7 +309,10 @@ WATCHABLE: dict[str, Watchable] = {
     "gradient-predictiveness": _landscape,
     "relative-gradient-change": _landscape,
     "effective-smoothness": _landscape,
-    "sharpness": Watchable(lambda: _take_sharpness, frozenset({"loss"})),
+    "sharpness": _of_loss(_partial(sharpness, products=_WATCHED_PRODUCTS)),
+    "hessian-trace": _of_loss(hessian_trace),
+    "curvature-spread": _of_loss(_spread_of),
+    "gauss-newton-condition": _of_loss(gauss_newton_condition),
     "stability-ratio": Watchable(lambda: _take_stability, frozenset({"loss", "optimizer"})),
 }
 """Measures that need the model: a watch takes those that it is asked for, `hf.watch(…, measures=[…])`."""

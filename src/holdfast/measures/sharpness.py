@@ -42,11 +42,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.quantity import Quantity
-from holdfast.core.reading import Reading, Table
+from holdfast.core.reading import Reading
 from holdfast.core.site import Site
 from holdfast.core.units import Unit
 from holdfast.live.curvature import curvature
-from holdfast.live.moment import Moment
 from holdfast.live.objective import Objective
 from holdfast.live.replay import Mode
 from holdfast.measures.lanczos import Tridiagonal, lanczos
@@ -99,24 +98,6 @@ def sharpness(
         return None
     with curvature(objective) as operator:
         return largest(operator.__matmul__, objective, products, tolerance, seed, site or Site("", "weight"), step)
-
-
-def take(moment: Moment) -> list[Reading | Table]:
-    """Sharpness at one step of training.
-
-    Args:
-        moment: with a batch and its loss.
-
-    Returns:
-        The reading; none where the loss is not finite.
-    """
-    if moment.batch is None or moment.loss_fn is None:
-        return []
-    site = Site("", "weight", stream=moment.stream)
-    found = sharpness(
-        moment.model, moment.loss_fn, moment.batch, products=WATCHED_PRODUCTS, site=site, step=moment.step
-    )
-    return [] if found is None else [found]
 
 
 def largest(
