@@ -19,7 +19,9 @@ from typing import Any
 
 CHROMIUM = "/usr/bin/chromium"
 WIDTH = 900
-BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$(?P<between>\s*^```text\n(?P<said>.*?)^```$)?", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```$(?P<between>\s*^```text\n(?P<said>.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
 PICTURE = re.compile(r"!\[[^\]]*\]\((?P<file>[\w-]+-(?P<name>\w+)\.png)\)")
 
 

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from holdfast.core.reading import Table
@@ -22,9 +23,12 @@ _spec.loader.exec_module(pictures)
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
+    # Shapes are checked by the tests of what the page uses; here the checks would take most of the time.
+    jaxtyping.config.update("jaxtyping_disable", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("tutorial"))
         yield pictures.run(PAGE)
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def words(text):
@@ -44,7 +48,7 @@ def test_each_block_prints_what_stands_below_it(ran):
         assert bool(block["between"]) == bool(now), f"type: make pictures (behind {block['code'][:60]!r})"
         if now:
             assert words(now) == words(block["said"]), "type: make pictures"
-            # Another processor rounds otherwise, and thirty steps at a rate of 1 carry that far.
+            # Another processor rounds otherwise, and twenty steps at a rate of 1 carry that far.
             assert numbers(now) == pytest.approx(numbers(block["said"]), rel=0.3, abs=0.05)
 
 
@@ -88,13 +92,13 @@ def test_gradients_hardly_move_at_the_real_steps_and_far_at_equal_ones(ran):
     assert max(matched) > 0.3
 
 
-def test_one_travels_for_something_and_the_other_to_and_fro(ran):
+def test_one_travels_hundreds_of_times_as_far_as_the_other(ran):
     calm, steep = (
-        [each for each in ran[0][run].measure("straightness") if each.site == Site(layer, "input", phase="probe")][-1]
+        [each for each in ran[0][run].measure("path-length") if each.site == Site(layer, "input", phase="probe")][-1]
         for run, layer in (("calm", "8"), ("steep", "20"))
     )
-    assert steep.interval[1] < 1 / math.sqrt(10) * 1.5
-    assert calm.value > 1.2 * steep.value
+    assert calm.lag == steep.lag == 10
+    assert steep.interval[0] > 200 * calm.interval[1]
 
 
 def test_the_verdicts_and_the_proof(ran):

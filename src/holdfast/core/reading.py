@@ -49,7 +49,8 @@ class Reading:
         if self.interval is not None:
             known.append(f"95 % interval {_short(self.interval[0])} to {_short(self.interval[1])}")
         if self.noise_floor is not None:
-            known.append(f"{'' if self.above_noise else 'within '}noise floor {_short(self.noise_floor)}")
+            within = "within " if self.value <= self.noise_floor else ""
+            known.append(f"{within}noise floor {_short(self.noise_floor)}")
         place = f"{self.site.port.replace('_', ' ')} of {self.site.label!r}"
         place += "" if self.site.phase == "train" else f" ({self.site.phase})"
         return (
