@@ -73,6 +73,8 @@ def test_the_steep_network_is_sampling_below_and_parameters_above(ran):
         for layer in range(2, 21, 2)
     ]
     assert drifts == sorted(drifts)
+    # The one in twenty of which the page speaks: the images of these batches, whatever the processor.
+    assert ran[0]["steep"].history.readings("observed-drift", ran[0]["pixels"])[-1].above_noise
 
 
 def test_attribution_adds_up_and_names_the_layers_right_before(ran):
