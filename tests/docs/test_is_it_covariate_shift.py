@@ -92,6 +92,7 @@ def test_gradients_hardly_move_at_the_real_steps_and_far_at_equal_ones(ran):
     assert max(relative) < 0.1
     assert min(cosine) > 0.99
     assert max(matched) > 0.3
+    assert [table.step for table in ran[0]["apart"].measure("gradient-ics")] == [1, 2, 3]
 
 
 def test_one_travels_hundreds_of_times_as_far_as_the_other(ran):
