@@ -43,16 +43,21 @@ def test_a_table_prints_aligned_with_a_dash_where_there_is_no_figure():
         9,
         "each column its own",
         ("first", "fc"),
-        ("raw", "relative"),
+        ("raw", "debiased relative"),
         ((0.0, math.nan), (123.456, -1e-7)),
         64,
     )
     assert str(table).splitlines() == [
         "gradient-ics, step 9, each column its own, n = 64",
+        "            debiased",
         "       raw  relative",
         "first    0         –",
         "fc     123    -1e-07",
     ]
+
+
+def test_a_table_without_columns_prints_its_rows():
+    assert str(Table("streams", 1, "fraction", ("a",), (), ((),), 8)) == "streams, step 1, fraction, n = 8\na"
 
 
 def test_a_table_without_rows_prints_its_head():

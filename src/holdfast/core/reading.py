@@ -120,15 +120,18 @@ class Table:
             fc1     0
             fc2  1.25
         """
-        head = ("", *self.columns)
+        # Names of several words stand above each other: a column is as wide as its figures and not as its name.
+        names: list[list[str]] = [[], *(column.split() for column in self.columns)]
+        height = max(map(len, names))
+        head = [tuple(line) for line in zip(*([""] * (height - len(each)) + each for each in names), strict=True)]
         body = [
             (row, *("–" if math.isnan(value) else _short(value) for value in values))
             for row, values in zip(self.rows, self.values, strict=True)
         ]
-        widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*head, *body, strict=True)]
         lines = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-            for line in (head, *body)
+            for line in (*head, *body)
         ]
         return "\n".join([f"{self.measure}, step {self.step}, {self.unit}, n = {self.n}", *lines])
 
