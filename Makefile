@@ -1,5 +1,5 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Everything lives in .venv.
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow check bench docs pictures clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -36,6 +36,10 @@ bench: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What the pages that are programs printed and drew: once more, into the pages.
+pictures: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_pictures.py docs/is-it-covariate-shift.md
 
 clean:
 	rm -rf .venv site build

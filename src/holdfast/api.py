@@ -100,18 +100,21 @@ class Run:
         return write(self.history, self.diagnose(), Path(fspath(path)), evidence=evidence)
 
     def measure(self, name: str) -> list[Reading | Table]:
-        """Compute a measure from what the run holds: those that need no model.
+        """What the run says by one measure: computed now where that needs no model, else as the watch took it.
 
         Args:
-            name: of the measure, such as `"loss-spike"`.
+            name: of the measure, such as `"path-length"`.
 
         Returns:
             Its readings and tables; nothing where the run holds too little for it.
 
         Raises:
-            InputError: there is no such measure, or a stored run is not enough for it.
+            InputError: there is no such measure, or it needs the model and the watch did not take it.
         """
         if name not in OFFLINE:
+            taken: list[Reading | Table] = [*self.history.readings(name), *self.history.tables(name)]
+            if taken:
+                return taken
             known = ", ".join(sorted(OFFLINE))
             fix = (
                 f"type: hf.watch(model, optimizer, measures=[{name!r}])" if name in WATCHABLE else f"choose of {known}"

@@ -53,3 +53,21 @@ def test_what_a_run_is_not_enough_for_is_told(run):
         run.measure("gradient-ics")
     with pytest.raises(InputError, match=r"choose of .*path-length"):
         run.measure("nonsense")
+
+
+def test_what_a_watch_took_is_given_as_it_was_taken(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with hf.watch(model, optimizer, run=tmp_path / "run", every=1, measures=["attribution"], strict=True) as run:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+    assert [(table.measure, table.step) for table in run.measure("attribution")] == [
+        ("attribution", 1),
+        ("attribution", 2),
+    ]
+    drifts = run.measure("parameter-drift")
+    assert drifts
+    assert drifts == list(run.history.readings("parameter-drift"))

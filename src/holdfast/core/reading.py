@@ -36,6 +36,28 @@ class Reading:
     interval: tuple[float, float] | None = None
     lag: int | None = None
 
+    def __str__(self) -> str:
+        """One line for a person, with everything that belongs to the figure.
+
+        Example:
+            >>> site = Site("fc", "input")
+            >>> print(Reading("parameter-drift", site, 9, 0.3, "reference SD", 64, 0.04, lag=1))
+            parameter-drift, input of 'fc', step 9: 0.3 reference SD over 1 step (noise floor 0.04, n = 64)
+        """
+        over = "" if self.lag is None else f" over {self.lag} step{'s' if self.lag != 1 else ''}"
+        known = []
+        if self.interval is not None:
+            known.append(f"95 % interval {_short(self.interval[0])} to {_short(self.interval[1])}")
+        if self.noise_floor is not None:
+            within = "within " if self.value <= self.noise_floor else ""
+            known.append(f"{within}noise floor {_short(self.noise_floor)}")
+        place = f"{self.site.port.replace('_', ' ')} of {self.site.label!r}"
+        place += "" if self.site.phase == "train" else f" ({self.site.phase})"
+        return (
+            f"{self.measure}, {place}, step {self.step}: {_short(self.value)} {self.unit}{over} "
+            f"({', '.join([*known, f'n = {self.n}'])})"
+        )
+
     @property
     def above_noise(self) -> bool:
         """Whether the value is finite and above its floor (a figure without a floor is above it)."""
@@ -87,6 +109,36 @@ class Table:
     columns: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
     n: int
+
+    def __str__(self) -> str:
+        """Aligned columns under a line that says what they are; a dash where there is no figure.
+
+        Example:
+            >>> print(Table("gradient-ics", 9, "each column its own", ("fc1", "fc2"), ("raw",), ((0.0,), (1.25,)), 64))
+            gradient-ics, step 9, each column its own, n = 64
+                  raw
+            fc1     0
+            fc2  1.25
+        """
+        # Names of several words stand above each other: a column is as wide as its figures and not as its name.
+        names: list[list[str]] = [[], *(column.split() for column in self.columns)]
+        height = max(map(len, names))
+        head = [tuple(line) for line in zip(*([""] * (height - len(each)) + each for each in names), strict=True)]
+        body = [
+            (row, *("–" if math.isnan(value) else _short(value) for value in values))
+            for row, values in zip(self.rows, self.values, strict=True)
+        ]
+        widths = [max(map(len, column)) for column in zip(*head, *body, strict=True)]
+        lines = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+            for line in (*head, *body)
+        ]
+        return "\n".join([f"{self.measure}, step {self.step}, {self.unit}, n = {self.n}", *lines])
+
+
+def _short(value: float) -> str:
+    """Three significant digits; no power of ten below a million."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def lag_decade(lag: int) -> int:
