@@ -301,14 +301,17 @@ def main() -> None:
         found[workload] = measure(workload, arms, plan)
         tables += [*table(workload, found[workload]), ""]
         print("\n".join(table(workload, found[workload])), flush=True)
+    keeps = given.write and given.only is None
+    if keeps:
+        write(Path(__file__).parent, head, tables, [], found, {})
     if not (given.growth or given.write):
         return
     few = replace(plan, rounds=max(1, plan.rounds // 3), sets=1)
     rows, series = grown(
         few, {kind: (title, sizes[:2]) for kind, (title, sizes) in GROWTH.items()} if given.quick else GROWTH
     )
-    if given.write and given.only is None:
-        write(Path(__file__).parent, head, tables, rows, found, series)
+    if keeps:
+        write(Path(__file__).parent, head, tables, ["### As networks grow", "", *rows, ""], found, series)
 
 
 def write(
@@ -330,10 +333,7 @@ def write(
         "![Overhead by arm, and as networks grow](overhead.svg)",
         "",
         *tables,
-        "### As networks grow",
-        "",
         *growth,
-        "",
     ]
     (folder / "overhead.md").write_text("\n".join(text))
     dots = {
