@@ -10,6 +10,9 @@ into page faults of what they allocate). `error` is the greatest difference betw
 the figure. `--processor` takes for a clock the processor time of all threads of the process, for a machine that others
 use too. `--write` puts the tables and the environment in `benchmarks/measures.md`.
 
+"In a watch" are measures as a watch takes them at one step that it was asked for them: everything they do, statistics
+included.
+
 Gradient ICS by hand is a full forward and a full `backward()` for every layer, with the layers before it updated in
 place, and one at the parameters before the update. The bar: at least 2.3 times faster than that on 20 equal layers.
 """
@@ -33,6 +36,28 @@ from torch import Tensor, nn
 
 from holdfast import measures
 from holdfast.core.reading import Table
+from holdfast.live.moment import Moment
+from holdfast.live.replay import record_call
+from holdfast.live.structure import extract
+
+WATCHED = (
+    "attribution",
+    "shape-shift",
+    "scale-shift-p95",
+    "sliced-wasserstein",
+    "mmd",
+    "gradient-snr",
+    "update-alignment",
+    "rotation",
+    "saturated-fraction",
+    "effective-rank",
+    "stream-share",
+    "stream-gradient",
+    "landscape",
+    "sharpness",
+    "hessian-trace",
+)
+"""One of each kind: those left out are other figures of the same passes."""
 
 PASSES = 3
 """Passes in a row that make one timing: a single one is shorter than the machine's hiccups."""
@@ -106,12 +131,12 @@ class Transformer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def stepped(name: str, model: nn.Module, inputs: Any, targets: Tensor) -> Network:
+def stepped(name: str, model: nn.Module, inputs: Any, targets: Tensor, rate: float = 0.1) -> Network:
     """The network with the update of an SGD step, which it has made."""
     network = Network(name, model, (inputs, targets), {})
     network.one_pass()
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    torch.optim.SGD(model.parameters(), 0.1).step()
+    torch.optim.SGD(model.parameters(), rate).step()
     return Network(name, model, (inputs, targets), {k: v.detach() - before[k] for k, v in model.named_parameters()})
 
 
@@ -123,6 +148,7 @@ def equal_layers(depth: int, width: int = 512, batch: int = 512) -> Network:
         model,
         torch.randn(batch, width),
         torch.randint(width, (batch,)),
+        rate=1.0,  # a step whose effect on gradients is far above rounding
     )
 
 
@@ -186,6 +212,26 @@ def difference(table: Table, by_hand: list[float]) -> float:
     return max(abs(a - b) / b for a, b in pairs if b > 1e-9)
 
 
+# what a watch takes when it is asked to
+
+
+def in_watch(name: str, network: Network) -> Case:
+    """A measure at the step that the network has made."""
+    inputs, call = network.batch[0], record_call((network.batch[0],), {})
+    now = dict(network.model.named_parameters())
+    moment = Moment(
+        network.model,
+        step=1,
+        before={key: now[key].detach() - change for key, change in network.update.items()},
+        call=call,
+        batch=(inputs, network.batch[1]),
+        loss_fn=network.loss,
+        optimizer=torch.optim.SGD(network.model.parameters(), 0.1),
+        structure=extract(network.model, call=call),
+    )
+    return Case(f"{name}, in a watch", network, lambda _: measures.WATCHABLE[name].start()(moment))
+
+
 # timing
 
 
@@ -245,6 +291,8 @@ def cases() -> list[Case]:
         Case(name, gpt(), gradient_ics, **ics),
         *(Case(name, equal_layers(depth, 256), gradient_ics, **ics) for depth in (5, 10, 20, 40)),
         Case(f"{name}, with two ρ and debiased", equal_layers(20, 256), gradient_ics_with_variants),
+        *(in_watch(each, network) for network in (residual(), gpt()) for each in WATCHED),
+        in_watch("attention-entropy", gpt()),
     ]
 
 

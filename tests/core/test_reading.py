@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from holdfast.core.errors import InputError
 from holdfast.core.reading import Reading, Table
 from holdfast.core.site import Site
 
@@ -62,3 +63,10 @@ def test_a_table_without_columns_prints_its_rows():
 
 def test_a_table_without_rows_prints_its_head():
     assert str(Table("streams", 1, "fraction", (), ("a",), (), 8)) == "streams, step 1, fraction, n = 8\n  a"
+
+
+def test_a_column_by_its_name():
+    table = Table("gradient-ics", 9, "L2 norm", ("a", "b"), ("raw", "cosine"), ((1.0, 2.0), (3.0, 4.0)), 8)
+    assert table.column("cosine") == (2.0, 4.0)
+    with pytest.raises(InputError, match=r"a column of gradient-ics: 'raw', 'cosine'"):
+        table.column("cosin")

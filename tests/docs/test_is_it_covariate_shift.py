@@ -130,4 +130,4 @@ def test_the_table_of_measures_says_what_they_declare():
 
 
 def column(table: Table, name: str) -> list[float]:
-    return [row[table.columns.index(name)] for row in table.values]
+    return list(table.column(name))

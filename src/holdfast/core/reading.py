@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.core.errors import InputError
 from holdfast.core.site import Site
 
 
@@ -109,6 +110,26 @@ class Table:
     columns: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
     n: int
+
+    def column(self, name: str) -> tuple[float, ...]:
+        """The values of one column, in the order of `rows`.
+
+        Args:
+            name: of the column.
+
+        Raises:
+            InputError: there is no such column.
+
+        Example:
+            >>> Table("gradient-ics", 9, "L2 norm", ("fc1", "fc2"), ("raw",), ((0.0,), (1.25,)), 64).column("raw")
+            (0.0, 1.25)
+        """
+        if name not in self.columns:
+            columns = ", ".join(map(repr, self.columns))
+            fix = f"type: table.column({self.columns[0]!r})" if self.columns else "ask for a table that has columns"
+            raise InputError(f"a column of {self.measure}: {columns or 'there is none'}", repr(name), fix)
+        place = self.columns.index(name)
+        return tuple(row[place] for row in self.values)
 
     def __str__(self) -> str:
         """Aligned columns under a line that says what they are; a dash where there is no figure.

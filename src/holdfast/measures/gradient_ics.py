@@ -292,6 +292,8 @@ class _Shift(NamedTuple):
         size, new_size = _norm(g), _norm(g_new)
         relative = raw / size if size > 0 else math.nan
         cosine = _dot(g, g_new) / (size * new_size) if size > 0 and new_size > 0 else math.nan
+        if raw == 0 and size > 0:
+            cosine = 1.0  # the very same gradient, without the rounding of its norm
         return cls(raw, relative, min(1.0, max(-1.0, cosine)) if math.isfinite(cosine) else math.nan)
 
 
