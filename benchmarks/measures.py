@@ -291,8 +291,8 @@ def cases() -> list[Case]:
         Case(name, gpt(), gradient_ics, **ics),
         *(Case(name, equal_layers(depth, 256), gradient_ics, **ics) for depth in (5, 10, 20, 40)),
         Case(f"{name}, with two ρ and debiased", equal_layers(20, 256), gradient_ics_with_variants),
-        *(in_watch(each, network) for network in (residual(), gpt()) for each in WATCHED),
-        in_watch("attention-entropy", gpt()),
+        *(in_watch(each, network) for network in (residual(), gpt(batch=16)) for each in WATCHED),
+        in_watch("attention-entropy", gpt(batch=16)),
     ]
 
 
