@@ -90,7 +90,7 @@ def fired(run: MemoryRun) -> dict[str, Finding]:
     return found
 
 
-@pytest.mark.parametrize(("batch", "severity"), [(2, "critical"), (4, "warning")])
+@pytest.mark.parametrize(("batch", "severity"), [(2, "critical"), pytest.param(4, "warning", marks=pytest.mark.slow)])
 def test_small_batches_are_noisy_where_positions_are_few(shapes_unchecked: None, batch: int, severity: str) -> None:
     found = fired(trained(batch, rate=0.01))
     assert set(found) == {"batch-noise"}
@@ -99,7 +99,7 @@ def test_small_batches_are_noisy_where_positions_are_few(shapes_unchecked: None,
     assert "0.1" not in {site.module for site in found["batch-noise"].sites}
 
 
-@pytest.mark.parametrize("momentum", [1e-4, 1e-3])
+@pytest.mark.parametrize("momentum", [1e-4, pytest.param(1e-3, marks=pytest.mark.slow)])
 def test_a_small_momentum_leaves_statistics_behind(shapes_unchecked: None, momentum: float) -> None:
     found = fired(trained(64, momentum=momentum))
     assert set(found) == {"stale-statistics", "train-eval-gap"}
@@ -109,7 +109,7 @@ def test_a_small_momentum_leaves_statistics_behind(shapes_unchecked: None, momen
     assert found["stale-statistics"].evidence[0].value == pytest.approx(0.5, abs=0.1)  # seen: 0.46 to 0.63
 
 
-@pytest.mark.parametrize("prepare", [from_other_data, stopped])
+@pytest.mark.parametrize("prepare", [from_other_data, pytest.param(stopped, marks=pytest.mark.slow)])
 def test_statistics_of_other_data_are_found(shapes_unchecked: None, prepare: Callable[[nn.Module], None]) -> None:
     found = fired(trained(64, prepare=prepare))
     assert set(found) == {"stale-statistics", "train-eval-gap"}
@@ -131,7 +131,7 @@ def test_a_model_in_eval_mode_while_it_is_trained_is_stale_and_has_no_gap(shapes
 
 
 @pytest.mark.parametrize("momentum", [0.1, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.03, None))])
-@pytest.mark.parametrize("rate", [0.01, 0.2])
+@pytest.mark.parametrize("rate", [pytest.param(0.01, marks=pytest.mark.slow), 0.2])
 def test_healthy_trainings_have_nothing(shapes_unchecked: None, momentum: float | None, rate: float) -> None:
     steps = 80 if momentum else 120  # a plain average remembers the start: at 80 steps it lags by 0.29 SD
     assert fired(trained(64, momentum=momentum, rate=rate, steps=steps)) == {}
