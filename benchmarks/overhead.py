@@ -330,10 +330,10 @@ def write(
         "",
         head,
         "",
-        "![Overhead by arm, and as networks grow](overhead.svg)",
+        f"![Overhead by arm{', and as networks grow' if growth else ''}](overhead.svg)",
         "",
         *tables,
-        *growth,
+        *(growth or ["Not measured here: growth with layers, width and batch.", ""]),
     ]
     (folder / "overhead.md").write_text("\n".join(text))
     dots = {
