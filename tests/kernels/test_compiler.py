@@ -45,6 +45,27 @@ def test_the_first_figure_does_not_wait():
     assert _says(code + "print(compiler.wait(200.0))") == ["True", "True", "True"]
 
 
+def test_compiling_leaves_the_streams_of_training_alone():
+    pytest.importorskip("colorama", reason="without colorama Numba has nothing to exchange them with")
+    code = """
+import types
+class Watched(types.ModuleType):
+    def __setattr__(self, name, value):
+        if name in ("stdout", "stderr"):
+            exchanged.append(name)
+        super().__setattr__(name, value)
+exchanged = []
+from holdfast.kernels import native_cpu
+import numba
+sys.__class__ = Watched
+try:
+    numba.njit(lambda x: x + "a")(1)  # no overload fits: an error is worded for each
+except numba.core.errors.TypingError:
+    print("worded", *exchanged)
+"""
+    assert _says(code) == ["worded"]
+
+
 def test_reference_mode_starts_no_thread():
     code = "summarise_block(x, 0, 1.0); print(threading.active_count(), 'numba' in sys.modules, compiler.wait(1.0))"
     assert _says(code, HOLDFAST_KERNELS="reference") == ["1", "False", "False"]

@@ -1,4 +1,8 @@
-"""Gradient ICS against the definition: for every layer a fresh copy, a full forward and a full backward."""
+"""Gradient ICS against the definition: for every layer a fresh copy, a full forward and a full backward.
+
+Long for one file: half of it are networks, each with something that a memo of outputs could get wrong, and all tests
+share them and the plain definition.
+"""
 
 from __future__ import annotations
 
@@ -620,10 +624,19 @@ def test_leaves_everything_bit_for_bit_as_it_was(name, fail):
 
 
 def test_between_forward_and_backward_of_the_user():
-    model, batch, update, _ = build("mlp")
-    loss = loss_of(model(batch[0]), batch[1])
-    gradient_ics(model, loss_of, batch, update)
-    loss.backward()  # raises if a saved tensor had been written to
+    built, batch, update, _ = build("mlp")
+
+    def gradients(measured):
+        model = copy.deepcopy(built)
+        torch.manual_seed(5)
+        loss = loss_of(model(batch[0]), batch[1])
+        if measured:
+            gradient_ics(model, loss_of, batch, update)
+        loss.backward()  # raises if a saved tensor had been written to
+        return [parameter.grad for parameter in model.parameters()]
+
+    for alone, beside in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(alone, beside)
 
 
 def test_without_grad_gives_the_same():

@@ -1,3 +1,8 @@
+"""What a watch sees of a training loop, leaves alone in it, and does when something goes wrong.
+
+Long for one file, as what it tests is: one state machine, and all tests share its loop.
+"""
+
 import copy
 import gc
 import io

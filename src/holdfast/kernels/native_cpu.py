@@ -7,11 +7,18 @@ every forked data loader worker that runs its own would die). `threads` splits t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
+from numba.core import errors
 from numba.extending import intrinsic, overload
+
+# Numba words an error for every overload that does not fit. Where colorama is installed it exchanges `sys.stdout` and
+# `sys.stderr` meanwhile, though it prints nothing: from the compiler's thread, while a user redirects their own.
+if hasattr(errors, "ColorShell"):
+    errors.ColorShell = nullcontext
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 

@@ -88,6 +88,11 @@ class Asked:
         self._takes = {name: measure.start() for name, measure in self._measures.items()}
         self._before: dict[str, Tensor] | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the measures that are not taken anyway."""
+        return tuple(self._measures)
+
     def __bool__(self) -> bool:
         return bool(self._measures)
 

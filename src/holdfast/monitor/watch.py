@@ -219,7 +219,7 @@ class Watch:
         if self._ranks.world > 1:
             self._cadence.ranks = self._ranks
             if self._asked:
-                self._note(f"not taken in a distributed run: {', '.join(measures)}")
+                self._note(f"not taken in a distributed run: {', '.join(self._asked.names)}")
         self._describe(structure, seen=bool(structure.order) or self._ranks.world > 1)
         for other in _guests(self._model) if not guest else []:
             other.close()
