@@ -203,7 +203,8 @@ def test_in_place_operations_change_nothing_of_what_was_seen(record, change):
     for site in (Site("change", "input"), Site("last", "input"), Site("first", "grad_output")):
         for (_, seen), (_, other) in zip(ours.summaries(site), expected.summaries(site), strict=True):
             assert seen.counts == other.counts
-            assert seen.moments == other.moments
+            # The compiled kernel may have become ready between the two.
+            np.testing.assert_allclose(seen.moments.pack(), other.moments.pack(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_recurrent_cell_has_a_site_for_each_call(record):

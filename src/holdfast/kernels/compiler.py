@@ -1,4 +1,8 @@
-"""Compiles the kernel in the background, once a process; until it is there, plain PyTorch serves.
+"""Compiles the kernel in the background, once a machine; until it is there, plain PyTorch serves.
+
+Compiled is in another process, which leaves its work in Numba's cache: for the half minute that it takes, Numba would
+hold Python's lock for much of the time, and exchange the filters of `warnings` under the training's hands. Only where
+there is no place for a cache, a thread of this process does it.
 
 What a user may set, before the first figure: `HOLDFAST_KERNELS=reference` never compiles (no thread, no Numba, and
 figures that do not depend on when the compiler was done), `HOLDFAST_KERNELS=compiled` waits for the compiler at the
@@ -7,16 +11,30 @@ first figure; `auto` is the default.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Kernel = Callable[..., Any]
 
 FORK_PATIENCE = 30.0
 """Seconds that a fork waits for the compiler."""
+
+LOOK = 0.05
+"""Seconds from one look at the compiling process to the next."""
+
+_COMPILE = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+if hasattr(os, "nice"):
+    os.nice(5)
+from holdfast.kernels import block_cpu
+block_cpu.build()
+"""
 
 
 class _Compiler:
@@ -24,7 +42,7 @@ class _Compiler:
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.kernel: Kernel | None = None
+        self.kernel: int | None = None
         self.error: BaseException | None = None
         self.started = False
         self.finished = threading.Event()
@@ -44,15 +62,18 @@ class _Compiler:
             threading.Thread(target=self._work, name="holdfast-compiler").start()
 
     def _work(self) -> None:
-        with self.at_work:
-            try:
+        try:
+            with self.at_work:
                 from holdfast.kernels import block_cpu
 
-                self.kernel = block_cpu.build()
-            except Exception as error:  # whatever Numba stumbles on, the reference path goes on serving
-                self.error = error
-            finally:
-                self.finished.set()
+                missing = block_cpu.missing()
+            if not missing or _compile_elsewhere():
+                with self.at_work:
+                    self.kernel = block_cpu.build()
+        except Exception as error:  # whatever Numba stumbles on, the reference path goes on serving
+            self.error = error
+        finally:
+            self.finished.set()
 
     def _before_fork(self) -> None:
         # A child forked in the middle of a compilation would find Numba's and the import system's locks held for
@@ -64,6 +85,29 @@ class _Compiler:
             self.at_work.release()
 
     _waited = False
+
+
+def _compile_elsewhere() -> bool:
+    """Compile in a process of its own, and wait for it.
+
+    Returns:
+        Whether to go on: not so when the program has ended meanwhile; the process ends with it.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", _COMPILE, json.dumps(sys.path)]
+    quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        process = subprocess.Popen(command, **quiet)
+    except (OSError, ValueError):  # no interpreter that could be started: then here
+        return True
+    while True:
+        try:
+            process.wait(LOOK)
+            return True
+        except subprocess.TimeoutExpired:
+            if not threading.main_thread().is_alive():
+                process.terminate()
+                process.wait()
+                return False
 
 
 def _mode() -> str:
@@ -98,8 +142,8 @@ def wait(timeout: float | None = None) -> bool:
     return _compiler.kernel is not None
 
 
-def kernel() -> Kernel | None:
-    """The compiled kernel; `None` while there is none. The first call starts the compiler."""
+def kernel() -> int | None:
+    """The compiled kernel's address; `None` while there is none. The first call starts the compiler."""
     if _compiler.kernel is not None:
         return _compiler.kernel
     if not _compiler.started and not (_compiler.postponed and _mode() == "auto"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from ctypes import addressof, c_char
+from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from holdfast.kernels import compiler
+from holdfast.kernels import compiler, threads
 from holdfast.kernels.bins import BINS, EXPONENT_LIMIT
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -18,7 +20,17 @@ KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 WIDTH = 14 + BINS
 """Figures of a summary as it is packed: 5 moments, 2 extremes, 6 counts, the exponent, the bins."""
 
-_NONE: NDArray[np.float32] = np.empty((0, 0), np.float32)
+_JOB = 22
+"""Words of a job."""
+
+_LOOK, _SEEN = Struct("=qdqqq"), Struct("=qq")
+"""Of them the last: the tensor, the phase, and where the figures go; how many samples and positions were seen."""
+
+PARTS = 8
+"""Of a tensor that several threads share: always as many, so that figures do not depend on how many threads there are."""
+
+WORTH_SHARING = 1 << 19
+"""Elements, which one thread reads in half a millisecond."""
 
 
 class Window(NamedTuple):
@@ -80,16 +92,22 @@ class Lens:
         window: which elements.
         exponent: the sketch's scale is 2**exponent.
         threshold: finite values with |x| above it are counted as beyond.
+        sketched: about how many of the elements the sketch counts, in rows spread evenly over samples, channels and
+            positions; 0 for all.
     """
 
-    __slots__ = ("_channels", "_order", "_samples")
+    __slots__ = ("_channels", "_job", "_parts", "_samples")
 
-    def __init__(self, kind: int, window: Window, exponent: int, threshold: float) -> None:
+    def __init__(self, kind: int, window: Window, exponent: int, threshold: float, sketched: int = 0) -> None:
         scale = 2.0 ** -max(-EXPONENT_LIMIT, min(EXPONENT_LIMIT, exponent))
         bits = np.array([scale, threshold]).view(np.int64)
-        self._order = np.array([kind, *window, *bits, exponent], np.int64)
         self._samples = math.ceil(window.samples / window.sample_step)
         self._channels = window.channels
+        elements = self._samples * window.channels * math.ceil(window.positions / window.position_step)
+        self._parts = PARTS if elements >= WORTH_SHARING and self._samples > PARTS else 1
+        # As `block_cpu` numbers a job's words; the last seven are of one look.
+        job = np.array([0, self._parts, kind, *window, *bits, exponent, sketched, *[0] * 7], np.int64)
+        self._job = job.view(np.float64)
 
     def look(self, address: int, phase: float, *, features: bool) -> Looked | None:
         """Read a tensor.
@@ -105,7 +123,45 @@ class Lens:
         kernel = compiler.kernel()
         if kernel is None:
             return None
-        vector, channels = np.empty(WIDTH), np.empty((self._channels, 4))
-        values = np.empty((self._samples, self._channels), np.float32) if features else _NONE
-        samples, positions = kernel(self._order, address, phase, vector, channels, values)
-        return Looked(vector, channels, values[:samples] if features else None, positions)
+        parts, wide = self._parts, self._channels
+        # One piece of memory for the job and what comes of it: an address costs as much as reading a small tensor.
+        found = np.empty(_JOB + parts * (WIDTH + 4 * wide))
+        found[:_JOB] = self._job
+        here = addressof(c_char.from_buffer(found))
+        vectors = here + 8 * _JOB
+        values = np.empty((self._samples, wide), np.float32) if features else None
+        rows = 0 if values is None else addressof(c_char.from_buffer(values))
+        _LOOK.pack_into(found, 8 * (_JOB - 7), address, phase, vectors, vectors + 8 * WIDTH * parts, rows)
+        threads.run(kernel, here, torch.get_num_threads() if parts > 1 else 1)
+        samples, positions = _SEEN.unpack_from(found, 8 * (_JOB - 2))
+        vector, channels = found[_JOB : _JOB + parts * WIDTH], found[_JOB + parts * WIDTH :]
+        if parts > 1:
+            vector, channels = _joined(vector.reshape(parts, WIDTH)), _joined_channels(channels.reshape(parts, wide, 4))
+        return Looked(vector, channels.reshape(wide, 4), None if values is None else values[:samples], positions)
+
+
+def _joined(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One summary of several, packed: central sums about the common mean (Pébay 2008), the rest by adding up."""
+    count, mean, m2, m3, m4 = parts[:, :5].T
+    joined = parts.sum(0)
+    if joined[0]:
+        mean = np.where(count > 0, mean, 0.0)
+        joined[1] = count @ mean / joined[0]
+        d = mean - joined[1]
+        joined[2] = np.sum(m2 + count * d**2)
+        joined[3] = np.sum(m3 + 3 * d * m2 + count * d**3)
+        joined[4] = np.sum(m4 + 4 * d * m3 + 6 * d**2 * m2 + count * d**4)
+    else:
+        joined[1] = parts[0, 1]
+    joined[5], joined[6] = parts[:, 5].min(), parts[:, 6].max()
+    joined[13] = parts[0, 13]
+    return joined
+
+
+def _joined_channels(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of every channel's count, mean, M₂ and zeros."""
+    count, mean, m2, zeros = np.moveaxis(parts, 2, 0)
+    total = count.sum(0)
+    mean = np.where(count > 0, mean, 0.0)
+    centre = (count * mean).sum(0) / np.maximum(total, 1)
+    return np.stack([total, centre, (m2 + count * (mean - centre) ** 2).sum(0), zeros.sum(0)], axis=1)

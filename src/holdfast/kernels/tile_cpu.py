@@ -6,6 +6,8 @@ in the second power's sum, and is left to the careful loops of `block_cpu`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
@@ -24,7 +26,10 @@ def gather_single(address, step, n, out_at):  # type: ignore[no-untyped-def]
     """Put n float32 that lie `step` apart side by side."""
     values = carray(float32_at(address), ((n - 1) * step + 1,))
     out = carray(float32_at(out_at), (n,))
-    if step == 2:
+    if step == 1:
+        for i in range(n):
+            out[i] = values[i]
+    elif step == 2:
         for i in range(n):
             out[i] = values[2 * i]
     else:
@@ -80,23 +85,31 @@ def powers(at, n, centre):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def scan(at, n, threshold):  # type: ignore[no-untyped-def]
-    """Least and greatest value, how many are zero, how many |x| are above the threshold.
+    """Least and greatest value, and how many |x| are above the threshold.
 
     By way of integers in the same order: LLVM vectorises no minimum of floats, which may be NaN.
     """
     values, bits = carray(float32_at(at), (n,)), carray(int32_at(at), (n,))
     low, high = np.int32(2**31 - 1), np.int32(-(2**31))
-    zeros = beyond = np.float32(0.0)  # exact to 2**24
+    beyond = np.float32(0.0)  # exact to 2**24
     for i in range(n):
         key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
         low = key if key < low else low
         high = key if key > high else high
+    if threshold < np.float32(math.inf):
+        for i in range(n):
+            beyond += np.float32(1.0) if abs(values[i]) > threshold else np.float32(0.0)
+    return _value(low), _value(high), np.float64(beyond)
+
+
+@njit(**OPTIONS)
+def count_zeros(at, n):  # type: ignore[no-untyped-def]
+    """How many values are zero."""
+    values = carray(float32_at(at), (n,))
+    zeros = np.float32(0.0)  # exact to 2**24
     for i in range(n):
         zeros += np.float32(1.0) if values[i] == np.float32(0.0) else np.float32(0.0)
-    for i in range(n):
-        beyond += np.float32(1.0) if abs(values[i]) > threshold else np.float32(0.0)
-    low, high = _value(low), _value(high)
-    return low, high, np.float64(zeros), np.float64(beyond)
+    return np.float64(zeros)
 
 
 @njit(**OPTIONS)
