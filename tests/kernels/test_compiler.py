@@ -215,7 +215,7 @@ def test_the_compiler_starts_once(monkeypatch):
     running = threading.Event()
     builds = []
     fresh = compiler._Compiler()
-    monkeypatch.setattr(block_cpu, "build", lambda: builds.append(1) or running.wait(10) and 1)
+    monkeypatch.setattr(block_cpu, "build", lambda: builds.append(1) or (running.wait(10) and 1))
     monkeypatch.setattr(compiler, "_compiler", fresh)
     callers = [threading.Thread(target=compiler.warm_up) for _ in range(8)]
     for each in callers:

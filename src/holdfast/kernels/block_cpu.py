@@ -700,10 +700,11 @@ def _look(job_at):  # type: ignore[no-untyped-def]
     first, start = np.int64(phase * step), np.int64(phase * min(leap, job[POSITIONS]))
     samples, positions = (job[SAMPLES] - first + step - 1) // step, (job[POSITIONS] - start + leap - 1) // leap
     job[SEEN_SAMPLES], job[SEEN_POSITIONS] = samples, positions
-    part = next_of(job_at)
-    while part < job[PARTS]:
+    while True:
+        part = next_of(job_at)  # type: ignore[call-arg, var-annotated]
+        if part >= job[PARTS]:
+            return
         _read(job, part, samples, first, positions, start)
-        part = next_of(job_at)
 
 
 def missing() -> bool:

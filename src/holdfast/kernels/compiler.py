@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
 FORK_PATIENCE = 30.0
 """Seconds that a fork waits for the compiler."""
 

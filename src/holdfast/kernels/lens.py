@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from ctypes import addressof, c_char
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ _LOOK, _SEEN = Struct("=qdqqq"), Struct("=qq")
 """Of them the last: the tensor, the phase, and where the figures go; how many samples and positions were seen."""
 
 PARTS = 8
-"""Of a tensor that several threads share: always as many, so that figures do not depend on how many threads there are."""
+"""Of a tensor that several threads share: always as many, so that figures do not depend on the number of threads."""
 
 WORTH_SHARING = 1 << 19
 """Elements, which one thread reads in half a millisecond."""
@@ -125,11 +125,11 @@ class Lens:
             return None
         parts, wide = self._parts, self._channels
         # One piece of memory for the job and what comes of it: an address costs as much as reading a small tensor.
-        found = np.empty(_JOB + parts * (WIDTH + 4 * wide))
+        found: Any = np.empty(_JOB + parts * (WIDTH + 4 * wide))
         found[:_JOB] = self._job
         here = addressof(c_char.from_buffer(found))
         vectors = here + 8 * _JOB
-        values = np.empty((self._samples, wide), np.float32) if features else None
+        values: Any = np.empty((self._samples, wide), np.float32) if features else None
         rows = 0 if values is None else addressof(c_char.from_buffer(values))
         _LOOK.pack_into(found, 8 * (_JOB - 7), address, phase, vectors, vectors + 8 * WIDTH * parts, rows)
         threads.run(kernel, here, torch.get_num_threads() if parts > 1 else 1)

@@ -10,9 +10,11 @@ from holdfast.core.site import Site
 from holdfast.measures.drift_gain import drift_gain
 from holdfast.measures.parameter_drift import parameter_drift
 from holdfast.measures.scale_shift import scale_shift
+from holdfast.monitor.blas import on_one_thread
 from holdfast.stats.features import Features
 
 
+@on_one_thread
 def paired_drift(
     reference: Mapping[Site, Features], current: Mapping[Site, Features], *, step: int, lag: int
 ) -> list[Reading]:

@@ -23,6 +23,7 @@ from holdfast.measures.sampling_drift import sampling_drift
 from holdfast.measures.saturated_fraction import saturated_fraction
 from holdfast.measures.signal_spread import signal_spread
 from holdfast.measures.train_eval_gap import train_eval_gap
+from holdfast.monitor.blas import on_one_thread
 from holdfast.monitor.observer import Gradient, Roles
 from holdfast.stats.batch_statistics import BatchStatistics
 from holdfast.stats.channels import ChannelMoments
@@ -47,6 +48,7 @@ class Past:
     normalised: dict[Site, list[BatchStatistics]] = field(default_factory=dict)
 
 
+@on_one_thread
 def site_readings(
     seen: Mapping[Site, Observation],
     gradients: Mapping[Site, Gradient],
