@@ -270,7 +270,8 @@ def watch(
             steps, or `"auto"`: as often as `budget` allows. By default at every observed step; with `every="auto"`
             it is `"auto"`: statistics then come more often than probes.
         sites: layers to observe, as shell patterns over module paths (`"encoder.*"`); all when `None`.
-        mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all.
+        mode: `"sampled"` reads at most `max_elements` of each tensor, all samples first; `"exact"` reads all. The
+            sketch counts about a quarter of the elements read, and at most about 16,384 in exact mode.
         max_elements: of one tensor, in sampled mode.
         measures: names of measures to take beside those that are always taken (`holdfast explain` lists them), such as
             `["gradient-ics"]`. They come at steps that have probes, with a part of the budget of their own where

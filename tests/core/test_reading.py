@@ -24,6 +24,10 @@ FC = Site("fc", "input")
             "parameter-drift, input of 'fc', step 9: 0.03 reference SD over 10 steps (within noise floor 0.04, n = 64)",
         ),
         (
+            Reading("update-alignment", Site("fc", "weight"), 9, -0.9, "cosine", 64, 0.24),  # chance is two-sided
+            "update-alignment, weight of 'fc', step 9: -0.9 cosine (noise floor 0.24, n = 64)",
+        ),
+        (
             Reading("gradient-norm", Site("fc", "grad_output", call=1, phase="eval"), 9, 2480.6, "L2 norm", 64),
             "gradient-norm, grad output of 'fc (call 1)' (eval), step 9: 2480 L2 norm (n = 64)",
         ),
@@ -32,7 +36,7 @@ FC = Site("fc", "input")
             "weight-norm, weight of '(model).scale', step 9: nan L2 norm (noise floor 0.5, n = 1)",
         ),
     ],
-    ids=["all", "within noise", "nothing but n", "not finite"],
+    ids=["all", "within noise", "negative", "nothing but n", "not finite"],
 )
 def test_a_reading_prints_as_one_line_with_interval_floor_and_n(reading, line):
     assert str(reading) == line

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from holdfast.core.errors import InputError
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
 from holdfast.measures.spikes import LEAST_RISE, SpikeDetector, of_history, over, spikes
@@ -108,7 +109,7 @@ def test_step_by_step_is_the_same_and_tells_at_once(loss):
 def test_steps_are_the_given_ones(loss):
     loss[300] *= 6
     assert spikes(loss, range(10, 5010, 10))[0].step == 3010
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(InputError, match="a step for each value"):
         spikes(loss, [1, 2])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.core.errors import InputError
 from holdfast.core.site import Site
+from holdfast.core.units import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Reading:
         if self.interval is not None:
             known.append(f"95 % interval {_short(self.interval[0])} to {_short(self.interval[1])}")
         if self.noise_floor is not None:
-            within = "within " if self.value <= self.noise_floor else ""
+            within = "within " if self._size <= self.noise_floor else ""
             known.append(f"{within}noise floor {_short(self.noise_floor)}")
         place = f"{self.site.port.replace('_', ' ')} of {self.site.label!r}"
         place += "" if self.site.phase == "train" else f" ({self.site.phase})"
@@ -61,8 +62,19 @@ class Reading:
 
     @property
     def above_noise(self) -> bool:
-        """Whether the value is finite and above its floor (a figure without a floor is above it)."""
-        return math.isfinite(self.value) and (self.noise_floor is None or self.value > self.noise_floor)
+        """Whether the value is finite and above its floor (a figure without a floor is above it).
+
+        A cosine counts by its size: chance makes as many negative ones.
+
+        Example:
+            >>> Reading("update-alignment", Site("fc", "weight"), 9, -0.9, "cosine", 64, 0.24).above_noise
+            True
+        """
+        return math.isfinite(self.value) and (self.noise_floor is None or self._size > self.noise_floor)
+
+    @property
+    def _size(self) -> float:
+        return abs(self.value) if self.unit == Unit.COSINE else self.value
 
     @property
     def lag_decade(self) -> int | None:

@@ -52,6 +52,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from holdfast.core.errors import InputError
 from holdfast.core.protocols import History
 from holdfast.core.quantity import Quantity
 from holdfast.core.reading import Reading
@@ -217,11 +218,14 @@ def spikes(values: Iterable[float], steps: Iterable[int] | None = None, *, serie
         The spikes in the order of their steps, each with its whole length.
 
     Raises:
-        ValueError: not as many steps as values.
+        InputError: not as many steps as values.
     """
     detector, found = SpikeDetector(series), []
     values = list(values)
-    for step, value in zip(range(1, len(values) + 1) if steps is None else steps, values, strict=True):
+    places = range(1, len(values) + 1) if steps is None else list(steps)
+    if len(places) != len(values):
+        raise InputError("a step for each value", f"{len(places)} for {len(values)} values", "type: spikes(values)")
+    for step, value in zip(places, values, strict=True):
         begun = detector.update(int(step), float(value))
         if begun is not None:
             found.append(begun)

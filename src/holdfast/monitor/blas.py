@@ -1,7 +1,7 @@
 """NumPy's products on one thread, for measures that are worked out between the passes of a training.
 
-NumPy's BLAS has threads of its own, which go on turning for work after each product. Beside PyTorch's, that do the same,
-the two sets take the cores from each other: a probe lasts twice as long, for products that one thread does in 0.1 ms.
+NumPy's BLAS has threads of its own, which go on turning for work after each product. PyTorch's do the same: the two
+sets take the cores from each other, and a probe lasts twice as long, for products that one thread does in 0.1 ms.
 """
 
 from __future__ import annotations

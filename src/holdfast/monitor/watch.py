@@ -108,7 +108,7 @@ class Watch:
         probe_every: probes and the measures that need them every so many steps, or `"auto"`: as often as `budget`
             allows. By default at every observed step; with `every="auto"` it is `"auto"`.
         sites: module paths to observe, as shell patterns; all leaves when `None`.
-        mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all.
+        mode: `"sampled"` reads at most `max_elements` of a tensor, `"exact"` reads all; sketches count fewer of them.
         max_elements: of one tensor, in sampled mode.
         measures: names of measures to take beside the watch's own, at steps that have probes.
         batch: `(inputs, targets)`, for measures that evaluate the loss.
