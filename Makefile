@@ -1,5 +1,5 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Everything lives in .venv.
-.PHONY: demo test test-slow check bench docs pictures clean
+.PHONY: demo test test-slow check kernels bench docs pictures clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -19,8 +19,13 @@ demo: $(READY)
 # One process a core, one thread each: small tensors gain nothing from more, and cores that wait for each other lose.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-test: check
+# The kernels are compiled while the checks run, so that no test has to wait for them.
+test: $(READY)
+	$(MAKE) --jobs=2 check kernels
 	$(PYTEST) -m "not slow"
+
+kernels: $(READY)
+	$(BIN)/python -m holdfast.kernels
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
