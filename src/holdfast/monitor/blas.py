@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
-
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @cache
-def _libraries() -> ThreadpoolController:
+def _libraries() -> Any:
     """Those loaded now; looking for them takes milliseconds."""
     import numpy  # noqa: F401
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController().select(internal_api=["openblas", "blis"])
 
