@@ -87,6 +87,7 @@ def test_an_interruption_leaves_a_whole_run(tmp_path: Path) -> None:
         connection.close()
 
 
+@pytest.mark.slow  # the command's own tests do it in short
 def test_the_demo_treats_what_it_found_with_trainings_half_as_long(tmp_path: Path) -> None:
     digits = read_digits()
     outcome = run_demo(digits, tmp_path / "run", steps=40, every=10)

@@ -92,7 +92,9 @@ def test_gap_keeps_the_noise_of_running_averages_and_lag_does_not():
 
 
 @pytest.mark.parametrize("common", [False, True])
-@pytest.mark.parametrize("samples", [2, 4, 8, 64])
+@pytest.mark.parametrize(
+    "samples", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 64]
+)
 def test_null_readings_stay_below_their_floor(samples, common):
     """The floor is for channels that all move together, and the level holds for them and for independent ones."""
     generator = torch.Generator().manual_seed(3)
