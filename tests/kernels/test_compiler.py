@@ -139,6 +139,17 @@ def test_another_process_compiles_before_this_one_loads(monkeypatch, tmp_path):
     assert compiler.kernel() == 7
 
 
+@pytest.mark.parametrize("executable", ["/opt/app/trainer", "", None])
+def test_a_program_that_is_no_interpreter_is_not_started(monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(block_cpu, "missing", lambda: True)
+    monkeypatch.setattr(block_cpu, "build", lambda: 7)
+    monkeypatch.setattr(compiler, "_compiler", compiler._Compiler())
+    assert compiler.wait(20.0)
+    assert compiler.kernel() == 7
+
+
 @pytest.mark.slow
 def test_another_process_compiles_and_the_warnings_of_this_one_are_heard(tmp_path):
     code = """

@@ -92,6 +92,8 @@ def _compile_elsewhere() -> bool:
     Returns:
         Whether to go on: not so when the program has ended meanwhile; the process ends with it.
     """
+    if "python" not in os.path.basename(sys.executable or "").lower():  # a frozen program would start itself
+        return True
     command = [sys.executable, "-W", "ignore", "-c", _COMPILE, json.dumps(sys.path)]
     quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
