@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from holdfast.core.structure import FunctionalCall
 from holdfast.live.leaves import leaf_modules, passes_through
@@ -18,8 +21,8 @@ from holdfast.live.tensors import storage_of, tensors_in
 class Flow(Passage):
     """Follows one replay and keeps, for every tensor, the leaves that it came from.
 
-    The tensors of the pass are kept alive until it ends, so that an identity is never used twice; a pass needs about
-    the memory of a training forward.
+    No tensor is kept alive: a pass needs the memory of a forward without gradients. An identity may be used twice, so
+    it counts only while the tensor it was noted for lives; the memory's own is kept from being used again.
 
     After `follow`:
         order: paths of the leaves, each at its first call.
@@ -42,7 +45,8 @@ class Flow(Passage):
         self.parameters: dict[str, list[int]] = {}
         self.used: dict[int, set[str]] = {}
         self._origins: dict[int, _Origin] = {}
-        self._by_storage: dict[int, dict[int, None]] = {}
+        self._by_storage: dict[int, list[_Origin]] = {}
+        self._storages: dict[int, Any] = {}  # weak: while it is referred to, another memory has another number
         self._seen: set[Any] = set()
         self._leaf: nn.Module | None = None  # the one that runs now
         self._places: dict[str, int] = {}
@@ -115,8 +119,8 @@ class Flow(Passage):
         producer = next(filter(None, map(self._producer, tensors)), None)
         plain = name == "" or name in SHAPING or (self._leaf is not None and passes_through(self._leaf))
         for tensor in changed:
-            for key in list(self._by_storage.get(storage_of(tensor), {})):
-                self._origins[key] = self._origins[key]._replace(sources=sources, producer=None)
+            for origin in self._by_storage.get(storage_of(tensor), ()):
+                origin.sources, origin.producer = sources, None
             self._set(tensor, sources, None)
         for tensor in results:
             # A mask tells where, not what.
@@ -139,26 +143,40 @@ class Flow(Passage):
         return self._places.get(source, -1)
 
     def _producer(self, tensor: Tensor) -> str | None:
-        origin = self._origins.get(id(tensor))
+        origin = self._origin(tensor)
         return None if origin is None else origin.producer
+
+    def _origin(self, tensor: Tensor) -> _Origin | None:
+        origin = self._origins.get(id(tensor))
+        return origin if origin is not None and origin.tensor() is tensor else None
 
     def _sources(self, tensors: list[Tensor]) -> frozenset[str]:
         found: set[str] = set()
         for tensor in tensors:
-            if id(tensor) in self._origins:
-                found |= self._origins[id(tensor)].sources
+            origin = self._origin(tensor)
+            if origin is not None:
+                found |= origin.sources
             elif not isinstance(tensor, nn.Parameter):
                 # An operation that could not be followed (one of C++) may have wrapped memory that is known.
-                for key in self._by_storage.get(storage_of(tensor), ()):
-                    found |= self._origins[key].sources
+                for other in self._by_storage.get(storage_of(tensor), ()):
+                    found |= other.sources
         return frozenset(found)
 
     def _set(self, tensor: Tensor, sources: frozenset[str], producer: str | None) -> None:
-        self._origins[id(tensor)] = _Origin(tensor, sources, producer)
-        self._by_storage.setdefault(storage_of(tensor), {})[id(tensor)] = None
+        before, number = self._origin(tensor), storage_of(tensor)
+        if before is not None and before.storage == number:
+            before.sources, before.producer = sources, producer
+            return
+        origin = self._origins[id(tensor)] = _Origin(weakref.ref(tensor), number, sources, producer)
+        self._by_storage.setdefault(number, []).append(origin)
+        if number not in self._storages:
+            # What has no memory of its own (a sparse tensor) is kept itself: its number is its identity.
+            self._storages[number] = tensor if number < 0 else StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-class _Origin(NamedTuple):
-    tensor: Tensor  # kept alive
+@dataclass(slots=True)
+class _Origin:
+    tensor: weakref.ref[Tensor]
+    storage: int
     sources: frozenset[str]
     producer: str | None  # the leaf whose output it is, perhaps in another shape
