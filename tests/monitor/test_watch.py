@@ -58,7 +58,7 @@ class Convolutional(nn.Module):
         return self.head(F.dropout(images.mean((2, 3)), 0.2, self.training))
 
 
-@pytest.mark.parametrize("mode", ["sampled", "exact"])
+@pytest.mark.parametrize("mode", ["sampled", pytest.param("exact", marks=pytest.mark.slow)])
 def test_watched_and_unwatched_training_are_bit_identical(record, mode):
     def run(watched: bool):
         torch.manual_seed(0)
