@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.kernels import lens
+from holdfast.kernels import block_cpu, lens
 from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.layout import Layout, Sampling, block, window_of
 from holdfast.stats.observation import Observation, observe
@@ -129,3 +129,8 @@ def test_several_threads_find_nothing_where_nothing_is_finite(kernel, monkeypatc
     assert seen.summary.counts == wanted.summary.counts
     np.testing.assert_array_equal(seen.packed_summary.vector, wanted.packed_summary.vector)
     np.testing.assert_array_equal(seen.packed_channels.vector, wanted.packed_channels.vector)
+
+
+def test_a_lens_writes_its_job_as_the_kernel_reads_it():
+    assert (lens._JOB, lens.WIDTH) == (block_cpu.JOB, block_cpu.WIDTH)
+    assert (block_cpu.TENSOR, block_cpu.SEEN_SAMPLES) == (lens._JOB - 7, lens._JOB - 2)

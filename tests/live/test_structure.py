@@ -1,5 +1,6 @@
 import copy
 import json
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -405,3 +406,18 @@ def test_a_tied_weight_used_without_its_second_owner_hides_nothing():
             return self.embedding(tokens) @ self.decoder.weight.t()
 
     assert seen(Tied(), torch.tensor([1])).not_seen == ()
+
+
+def test_activations_are_let_go_while_the_data_is_followed():
+    class Kept(nn.Linear):
+        def forward(self, x):
+            alive.append(sum(each() is not None for each in outputs))
+            output = super().forward(x)
+            outputs.append(weakref.ref(output))
+            return output
+
+    outputs, alive = [], []
+    model = nn.Sequential(*[Kept(4, 4) for _ in range(8)])
+    structure = seen(model, torch.randn(3, 4))
+    assert structure.edges == (("", "0"), *((str(k), str(k + 1)) for k in range(7)))
+    assert max(alive) == 1  # a layer's input

@@ -360,20 +360,14 @@ def _count_nonfinite(at, n):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _keep_finite(at, n, clean_at, totals):  # type: ignore[no-untyped-def]
-    """Copy the finite values, count the others."""
-    values = carray(float64_at(at), (n,))
-    clean = carray(float64_at(clean_at), (n,))
-    kept = 0
-    for value in values:
-        if abs(value) <= LARGEST:
-            clean[kept] = value
-            kept += 1
-        elif math.isnan(value):
+def _count_others(at, n, totals):  # type: ignore[no-untyped-def]
+    """Count the values that are not finite, by kind."""
+    for value in carray(float64_at(at), (n,)):
+        if math.isnan(value):
             totals[8] += 1
-        elif value > 0.0:
+        elif value > LARGEST:
             totals[9] += 1
-        else:
+        elif value < -LARGEST:
             totals[10] += 1
 
 
@@ -636,7 +630,8 @@ def _summarise(  # type: ignore[no-untyped-def]
             kept = n - _count_nonfinite(tile_at, n)
             kept_at = tile_at
             if kept < n:
-                _keep_finite(tile_at, n, clean_at, totals)
+                _copy_finite(tile_at, n, clean_at)
+                _count_others(tile_at, n, totals)
                 kept_at = clean_at
             if kept:
                 _add_totals(kept_at, kept, work_at, pivot, threshold, totals)
