@@ -42,7 +42,7 @@ def test_a_lens_sees_what_the_block_of_the_same_phase_holds(kernel, case, dtype,
         part = block(x, layout, sampling, phase)
         wanted = observe(part, exponent=-2, threshold=1.5)
         looked = reads.look(x.data_ptr(), phase, features=True)
-        seen = Observation.of(looked)
+        seen = Observation(looked)
         assert seen.summary.counts == wanted.summary.counts
         assert seen.summary.sketch == wanted.summary.sketch
         assert seen.summary.counts.total == part.numel()
@@ -124,7 +124,7 @@ def test_several_threads_find_nothing_where_nothing_is_finite(kernel, monkeypatc
     monkeypatch.setattr(lens, "WORTH_SHARING", 1)
     x = torch.full((16, 3, 5), math.nan)
     window = window_of(x, Layout(0, 1), Sampling.of(x, Layout(0, 1), None))
-    seen = Observation.of(Lens(0, window, 0, math.inf).look(x.data_ptr(), 0.0, features=False))
+    seen = Observation(Lens(0, window, 0, math.inf).look(x.data_ptr(), 0.0, features=False))
     wanted = observe(x, exponent=0)
     assert seen.summary.counts == wanted.summary.counts
     np.testing.assert_array_equal(seen.packed_summary.vector, wanted.packed_summary.vector)

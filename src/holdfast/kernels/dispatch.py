@@ -53,23 +53,6 @@ def summarise_block(
     return BlockFigures(*(torch.from_numpy(each) for each in (totals, found.channels, found.features, bins)))
 
 
-def still_readable(block: Tensor) -> bool:
-    """Whether native code may read a tensor of the shape, type and strides of one that it may.
-
-    Args:
-        block: any such tensor.
-
-    Returns:
-        As `readable`, in a third of its time.
-    """
-    return (
-        type(block) in (Tensor, nn.Parameter)
-        and block.is_cpu
-        and not torch._C._functorch.is_functorch_wrapped_tensor(block)
-        and not block.is_neg()
-    )
-
-
 def readable(block: Tensor) -> bool:
     """Whether native code may read the tensor's memory by its address and strides.
 

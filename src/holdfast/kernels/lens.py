@@ -68,20 +68,54 @@ class Window(NamedTuple):
         return int(phase * self.sample_step), int(phase * min(self.position_step, self.positions))
 
 
-class Looked(NamedTuple):
-    """What one look gives, as plain arrays.
+class Looked:
+    """What one look gives: the kernel's figures as they came, put in order when somebody asks.
+
+    In the middle of a training step every line of code that is not run is a line of memory that need not be fetched.
 
     Args:
-        vector: the summary as it is packed, `(WIDTH,)`.
-        channels: count, mean, M₂ and zeros of each channel.
-        features: mean over positions of each sample and channel; `None` when not asked for.
-        positions: how many values of a sample and channel were read.
+        found: the job, and behind it what came of it.
+        parts: in which the tensor was read.
+        wide: how many channels.
+        values: mean over positions of each sample and channel, of as many samples as there may be; `None` when they
+            were not asked for.
     """
 
-    vector: NDArray[np.float64]
-    channels: NDArray[np.float64]
-    features: NDArray[np.float32] | None
-    positions: int
+    __slots__ = ("_found", "_parts", "_values", "_vector", "_wide")
+
+    def __init__(self, found: NDArray[np.float64], parts: int, wide: int, values: NDArray[np.float32] | None) -> None:
+        self._found, self._parts, self._wide, self._values = found, parts, wide, values
+        self._vector: NDArray[np.float64] | None = None
+
+    @property
+    def vector(self) -> NDArray[np.float64]:
+        """The summary as it is packed, `(WIDTH,)`."""
+        if self._vector is None:
+            vectors = self._found[_JOB : _JOB + self._parts * WIDTH]
+            self._vector = vectors if self._parts == 1 else _joined(vectors.reshape(self._parts, WIDTH))
+        return self._vector
+
+    @property
+    def channels(self) -> NDArray[np.float64]:
+        """Count, mean, M₂ and zeros of each channel."""
+        tables = self._found[_JOB + self._parts * WIDTH :].reshape(self._parts, self._wide, 4)
+        return tables[0] if self._parts == 1 else _joined_channels(tables)
+
+    @property
+    def features(self) -> NDArray[np.float32] | None:
+        """Mean over positions of each sample and channel; `None` when not asked for."""
+        return None if self._values is None else self._values[: self._seen[0]]
+
+    @property
+    def positions(self) -> int:
+        """How many values of a sample and channel were read."""
+        return self._seen[1]
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        buffer: Any = self._found
+        samples, positions = _SEEN.unpack_from(buffer, 8 * (_JOB - 2))
+        return samples, positions
 
 
 class Lens:
@@ -132,12 +166,11 @@ class Lens:
         values: Any = np.empty((self._samples, wide), np.float32) if features else None
         rows = 0 if values is None else addressof(c_char.from_buffer(values))
         _LOOK.pack_into(found, 8 * (_JOB - 7), address, phase, vectors, vectors + 8 * WIDTH * parts, rows)
-        threads.run(kernel, here, torch.get_num_threads() if parts > 1 else 1)
-        samples, positions = _SEEN.unpack_from(found, 8 * (_JOB - 2))
-        vector, channels = found[_JOB : _JOB + parts * WIDTH], found[_JOB + parts * WIDTH :]
-        if parts > 1:
-            vector, channels = _joined(vector.reshape(parts, WIDTH)), _joined_channels(channels.reshape(parts, wide, 4))
-        return Looked(vector, channels.reshape(wide, 4), None if values is None else values[:samples], positions)
+        if parts == 1:
+            threads.call(kernel, here)
+        else:
+            threads.run(kernel, here, torch.get_num_threads())
+        return Looked(found, parts, wide, values)
 
 
 def _joined(parts: NDArray[np.float64]) -> NDArray[np.float64]:

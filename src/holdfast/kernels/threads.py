@@ -41,6 +41,24 @@ def run(function: int, argument: int, threads: int) -> None:
         _run_on_pool(_callable(function), argument, threads)
 
 
+def call(function: int, argument: int) -> None:
+    """Call native code that takes less than a millisecond.
+
+    Python's lock is kept: whoever gives it up for so short a time may wait five milliseconds to have it back, where
+    another thread of Python's has work to do.
+
+    Args:
+        function: its address; it takes one int64.
+        argument: what it is given.
+    """
+    _prompt(function)(argument)
+
+
+@cache
+def _prompt(function: int) -> Any:
+    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(function)
+
+
 @cache
 def _callable(function: int) -> Any:
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(function)

@@ -225,7 +225,10 @@ def _outlets(*listeners: Listener | None) -> tuple[Outlet | None, ...]:
 
 
 class _Hook(_Silent):
-    """One hook on one module, with the key under which it stands in the module's dictionaries."""
+    """One hook on one module, with the key under which it stands in the module's dictionaries.
+
+    A call is none of its business when it is off, on a copy of the module, or in another process.
+    """
 
     __slots__ = ("function", "key", "module", "on", "outlets", "process")
 
@@ -273,10 +276,6 @@ class _Hook(_Silent):
         for name in (self.hooks, *self.flags):
             getattr(self.module, name).pop(self.key, None)
 
-    def silent(self, module: nn.Module) -> bool:
-        """Whether a call is none of its business: it is off, or on a copy, or in another process."""
-        return not self.on or module is not self.module or os.getpid() != self.process
-
     def _switch(self, on: bool) -> None:
         self.on = on
         for outlet in self.outlets:
@@ -310,7 +309,7 @@ class _PreHook(_Hook):
                 tensors = named_tensors((args, kwargs) if kwargs else args)
                 for leaf, tensor in tensors[:1] if self.first else tensors:
                     observe(tensor, outlet.number, leaf, torch.is_grad_enabled())
-        elif not self.silent(module):
+        elif self.on and module is self.module and os.getpid() == self.process:
             self.function(module, args, kwargs)
 
 
@@ -330,7 +329,7 @@ class _PostHook(_Hook):
                         observe(tensor, outlet.number, leaf, torch.is_grad_enabled())
                     if back is not None and tensor.requires_grad:
                         tensor.register_hook(_TracedGradientHook(back, leaf))  # type: ignore[no-untyped-call]
-        elif not self.silent(module):
+        elif self.on and module is self.module and os.getpid() == self.process:
             self.function(module, args, kwargs, output)
 
 
@@ -377,5 +376,8 @@ class _GradientHook(_Silent):
     def __call__(self, gradient: Tensor) -> None:
         if torch.compiler.is_compiling() or os.getpid() != self.process:
             return
-        with torch.no_grad():
+        if torch.is_grad_enabled():  # a graph of the backward pass itself is wanted
+            with torch.no_grad():
+                self.function(gradient)
+        else:
             self.function(gradient)

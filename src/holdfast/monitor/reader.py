@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from holdfast.core.site import Port, Site
-from holdfast.kernels.dispatch import readable, still_readable
+from holdfast.kernels.dispatch import readable
 from holdfast.kernels.lens import KINDS, Lens
 from holdfast.live.layout import Layout, Sampling, block, window_of
 from holdfast.stats.observation import Observation, observe
 
 MOST_SKETCHED = 16_384
-"""Elements of a tensor in its sketch, about, where all of them are read for the rest; of a sample of them, a quarter.
-
-A histogram costs as much as all the other figures together, and 4,096 values place a quantile within 1.5 % of them."""
+"""Elements of a tensor in its sketch, about, where all of them are read for the rest."""
 
 
 class Reader:
@@ -28,16 +26,16 @@ class Reader:
         layout: where samples and features lie.
         sampling: which part is read.
         threshold: |x| above which values are counted as beyond; `None` counts none.
+        sketched: about how many of the elements are counted in the sketch; 0 for all.
         exponents: of the sketches' scales by module, port and leaf; the first tensor read sets its place's.
     """
 
     __slots__ = (
-        "_dtype",
         "_exponents",
         "_lens",
+        "_like",
         "_place",
-        "_shape",
-        "_strides",
+        "_sketched",
         "layout",
         "sampling",
         "site",
@@ -52,11 +50,12 @@ class Reader:
         layout: Layout,
         sampling: Sampling,
         threshold: float | None,
+        sketched: int,
         exponents: dict[tuple[str, Port, str], int],
     ) -> None:
         self.site, self.layout, self.sampling, self.threshold = site, layout, sampling, threshold
-        self._exponents, self._place = exponents, (site.module, site.port, site.leaf)
-        self._shape, self._strides, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
+        self._sketched, self._exponents, self._place = sketched, exponents, (site.module, site.port, site.leaf)
+        self._like = type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu, tensor.is_neg()
         self.window = window_of(tensor, layout, sampling) if readable(tensor) else None
         self._lens: Lens | None = None
 
@@ -66,17 +65,13 @@ class Reader:
         return self._exponents.get(self._place)
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies as the one for which the reader was made.
+        """Whether a tensor lies as the one for which the reader was made, and may be read like it.
 
         Args:
-            tensor: any.
+            tensor: any; not one that a function transform is at work on.
         """
-        return (
-            tensor.shape == self._shape
-            and tensor.dtype is self._dtype
-            and tensor.stride() == self._strides
-            and (self.window is None or still_readable(tensor))
-        )
+        like = type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu, tensor.is_neg()
+        return like == self._like and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
     def read(self, tensor: Tensor, where: float, *, features: bool) -> Observation:
         """Look at a tensor that fits: by the compiled kernel, else by plain PyTorch.
@@ -91,12 +86,11 @@ class Reader:
         """
         if self._lens is None and self.window is not None and self.exponent is not None:
             beyond = math.inf if self.threshold is None else self.threshold
-            sketched = MOST_SKETCHED if self.sampling.max_elements is None else self.sampling.max_elements // 4
-            self._lens = Lens(KINDS[self._dtype], self.window, self.exponent, beyond, sketched)
+            self._lens = Lens(KINDS[tensor.dtype], self.window, self.exponent, beyond, self._sketched)
         if self._lens is not None:
             looked = self._lens.look(tensor.data_ptr(), where, features=features)
             if looked is not None:
-                return Observation.of(looked)
+                return Observation(looked)
         with torch.no_grad():
             part = block(tensor, self.layout, self.sampling, where)
             seen = observe(part, exponent=self.exponent, threshold=self.threshold)

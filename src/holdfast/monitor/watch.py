@@ -53,7 +53,7 @@ from holdfast.monitor.given import chosen, probe_call, shapes
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
-from holdfast.monitor.observer import MAX_ELEMENTS, Gradient, Observer, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Gradient, Observer, Roles, roles
 from holdfast.monitor.parameters import Parameters
 from holdfast.monitor.ranks import Ranks
 from holdfast.monitor.site_readings import Past, site_readings
@@ -61,9 +61,13 @@ from holdfast.stats.features import Features
 
 Mode = Literal["sampled", "exact"]
 
-TOGETHER, LINGER = 32, 1.0
-"""Records of steps that were not observed go to the store so many at a time, or after so many seconds: by itself, each
-would wake the store's thread."""
+TOGETHER, LINGER, BRIEFLY = 32, 1.0, 0.1
+"""Records go to the store so many at a time, or after so many seconds, those with statistics sooner: by itself, each
+would wake the store's thread. What was measured or happened goes at once."""
+
+CHANNELS = 5, 15
+"""Steps with statistics alone tell of channels once in so many, drawn anew each time: rows of channels are kept merged
+over ten steps anyway, and are most of what would be written."""
 
 EPISODES = 5
 """Stretches of non-finite steps that are looked into: a run that breaks at every other step must not be replayed at
@@ -172,6 +176,7 @@ class Watch:
         self._asking = False  # whether the step gets the measures that were asked for
         self._norm_seconds = 0.0
         self._asked_seconds = 0.0
+        self._tells_channels = 0  # the step from which on they are told again
         self._handed = 0.0
         self._waiting: list[StepRecord] = []  # for the store: many at once, of steps that were not observed
         self._closed = True  # until everything is in place
@@ -443,12 +448,13 @@ class Watch:
         self._call = None
         self._passed = False
         if self._observing:
-            self._observer.begin(self._random.random(), whole=self._probing)
+            self._begin_reading()
 
     def _next(self) -> None:
         booked = self._cadence.account.hooks
+        observed = self._observing
         self._observing = self._probing = self._asking = False
-        self._guard("cadence", self._prepare_next)
+        self._guard("cadence", self._prepare_next, observed)
         with self._cadence.timed("hooks"):
             for reason in self._ranks.told:
                 self._note(reason)
@@ -494,7 +500,8 @@ class Watch:
         summaries: dict[Site, Any] = {}
         channels: dict[Site, Any] = {}
         if self._observing:
-            self._observer.detach()
+            if self._probing:  # else the next step may be read by the same hooks
+                self._observer.detach()
             seen, gradients = self._observer.observations, self._observer.gradients
             for gradient in gradients.values():
                 gradient.scale = TAP.scale * self._ranks.averaged
@@ -563,21 +570,25 @@ class Watch:
         self, seen: Mapping[Site, Any], gradients: Mapping[Site, Any]
     ) -> tuple[dict[Site, Statistic], dict[Site, Statistic]]:
         """Of the tensors seen, as they are written: summaries, and those of channels."""
-        keep = self._kept_outputs()
+        keep = self._kept_outputs(self._observer.in_force)
         kept = {site: each for site, each in seen.items() if site.port == "input" or site.module in keep}
         summaries: dict[Site, Statistic] = {site: each.packed_summary for site, each in kept.items()}
-        channels: dict[Site, Statistic] = {site: each.packed_channels for site, each in kept.items()}
+        channels: dict[Site, Statistic] = {}
+        if self._probing or self._step >= self._tells_channels:
+            channels = {site: each.packed_channels for site, each in kept.items()}
+            self._tells_channels = self._step + self._random.randint(*CHANNELS)
         if TAP.scale == 1.0:  # scaled gradients have figures of no meaning to anybody else
             summaries |= {site: self._unscaled(gradient) for site, gradient in gradients.items()}
         return summaries, channels
 
-    def _prepare_next(self) -> None:
-        """Decide what is done at the next step, and make ready for it."""
+    def _prepare_next(self, observed: bool) -> None:
+        """Decide what is done at the next step, and make ready for it; told whether the last one was observed."""
         # Asked even when there is nothing left to observe with: the other ranks wait for the answer.
         if not self._cadence.wants(self._step + 1) or "step" in self._broken:
             return
-        with self._cadence.timed("hooks"):
-            self._guard("structure", self._rescan)
+        if not observed:  # else it was done a moment ago
+            with self._cadence.timed("hooks"):
+                self._guard("structure", self._rescan)
         self._probing = self._cadence.probes(self._step + 1)
         self._asking = self._probing and self._cadence.asks(self._step + 1)
         if self._probing and self._fixed is not None:
@@ -586,10 +597,15 @@ class Watch:
             if self._ranks.ready(self._step + 1, wanted) == (True,):
                 self._guard("fixed probe", self._fixed.hold, self._step)
         with self._cadence.timed("hooks"):
-            self._observer.begin(self._random.random(), whole=self._probing)
+            self._begin_reading()
             self._evals = 0
             self._observer.attach()
         self._observing = True
+
+    def _begin_reading(self) -> None:
+        self._observer.begin(
+            self._random.random(), only=None if self._probing else self._kept_outputs(self._observer.roles)
+        )
 
     # Parts of an observed step
 
@@ -701,10 +717,10 @@ class Watch:
             step=self._step,
         )
 
-    def _kept_outputs(self) -> frozenset[str]:
+    def _kept_outputs(self, known: Roles) -> frozenset[str]:
         """Layers whose output has statistics of its own: rectifiers (dead units) and the last layer."""
         last = self._structure.order[-1:] if self._structure else ()
-        return self._observer.in_force.rectifiers.union(last)
+        return known.rectifiers.union(last)
 
     # Structure
 
@@ -881,8 +897,9 @@ class Watch:
             record, self._held = self._held, None
             self._waiting.append(record)
             now = self._began or time.perf_counter()
-            bulky = bool(record.summaries or record.readings or record.events)
-            if bulky or len(self._waiting) >= TOGETHER or now - self._handed > LINGER or self._closed:
+            news = bool(record.readings or record.tables or record.events)
+            linger = BRIEFLY if record.summaries else LINGER
+            if news or len(self._waiting) >= TOGETHER or now - self._handed > linger or self._closed:
                 self._handed = now
                 self._hand_off()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,22 @@ from holdfast.stats.sketch import Sketch
 from holdfast.stats.summary import Summary
 
 
+class Plain(NamedTuple):
+    """What `Looked` tells, from elsewhere than the kernel.
+
+    Args:
+        vector: the summary, packed.
+        channels: count, mean, M₂ and zeros of each channel.
+        features: mean over positions of each sample and channel; `None` where they were not asked for.
+        positions: how many values of a sample a feature's figures come from.
+    """
+
+    vector: NDArray[np.float64]
+    channels: NDArray[np.float64]
+    features: Tensor | NDArray[np.float32] | None
+    positions: int
+
+
 class Observation:
     """What one look at a tensor gives; worked out from the kernel's figures when somebody asks.
 
@@ -28,36 +45,23 @@ class Observation:
     `packed_channels` are the kernel's arrays as they are.
 
     Args:
-        vector: the summary, packed.
-        channels: count, mean, M₂ and zeros of each channel.
-        values: mean over positions of each sample and channel; `None` where they were not asked for.
-        positions: how many values of a sample a feature's figures come from.
+        looked: the kernel's figures.
     """
 
-    def __init__(
-        self, vector: NDArray[np.float64], channels: NDArray[np.float64], values: Tensor | None, positions: int
-    ) -> None:
-        self._vector, self._channels, self._values, self._positions = vector, channels, values, positions
+    def __init__(self, looked: Looked | Plain) -> None:
+        self._looked = looked
         self.rectified: ChannelMoments | None = None
         """Of every channel after the rectifying function that takes the tensor, where one does."""
-
-    @classmethod
-    def of(cls, looked: Looked) -> Observation:
-        """From what a lens saw."""
-        values = looked.features
-        return cls(
-            looked.vector, looked.channels, None if values is None else torch.from_numpy(values), looked.positions
-        )
 
     @cached_property
     def summary(self) -> Summary:
         """Of the whole tensor."""
-        return Summary.unpack(self._vector)
+        return Summary.unpack(self._looked.vector)
 
     @cached_property
     def channels(self) -> ChannelMoments:
         """Of every channel."""
-        return ChannelMoments.unpack(self._channels)
+        return ChannelMoments.unpack(self._looked.channels)
 
     @cached_property
     def features(self) -> Features:
@@ -66,43 +70,46 @@ class Observation:
         Raises:
             ValueError: they were not asked for.
         """
-        if self._values is None:
+        found = self._looked.features
+        if found is None:
             raise ValueError("this observation has no features")
-        rows = self._channels
+        values = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+        rows = self._looked.channels
         # In NumPy: torch hands √ to a library that wakes its threads for it, at 1 ms a call on busy cores.
         with np.errstate(invalid="ignore", divide="ignore"):
             sd = np.sqrt(rows[:, 2] / rows[:, 0])
-        place = self._values.device
+        place = values.device
         mean = torch.from_numpy(rows[:, 1].copy()).to(place)
-        return Features(self._values, torch.from_numpy(sd).to(place), mean, self.rms, self._positions)
+        return Features(values, torch.from_numpy(sd).to(place), mean, self.rms, self._looked.positions)
 
     @property
     def exponent(self) -> int:
         """Of the sketch's scale."""
-        return int(self._vector[13])
+        return int(self._looked.vector[13])
 
     @property
     def rms(self) -> float:
         """Root mean square of the finite values; NaN where there are none."""
-        count, mean, m2 = self._vector[:3].tolist()
+        count, mean, m2 = self._looked.vector[:3].tolist()
         return math.hypot(mean, math.sqrt(m2 / count)) if count else math.nan
 
     @property
     def packed_summary(self) -> Packed:
         """The summary as the vector that it is."""
-        return Packed(Summary, self._vector)
+        return Packed(Summary, self._looked.vector)
 
     @property
     def packed_channels(self) -> Packed:
         """The channels' statistic as the vector that it is."""
-        return Packed(ChannelMoments, self._channels.ravel())
+        return Packed(ChannelMoments, self._looked.channels.ravel())
 
     def __add__(self, other: Observation, /) -> Observation:
         """Of several passes of a step: summaries and channels add up, features are those of the last pass."""
         summary, channels = self.summary + other.summary, self.channels + other.channels
-        found = Observation(summary.pack(), channels.pack().reshape(-1, 4), other._values, other._positions)
+        last = other._looked
+        found = Observation(Plain(summary.pack(), channels.pack().reshape(-1, 4), last.features, last.positions))
         # The features' own scale is that of the pass that they are of.
-        if other._values is not None:
+        if last.features is not None:
             found.features = other.features
         if self.rectified is not None and other.rectified is not None:
             found.rectified = self.rectified + other.rectified
@@ -136,7 +143,7 @@ def observe(
             figures = summarise_block(block, exponent, beyond)
     totals = figures.totals.cpu().numpy()
     vector = np.concatenate([totals[:7], [block.numel()], totals[7:], [exponent], figures.bins.cpu().numpy()])
-    return Observation(vector, figures.channels.cpu().numpy(), figures.features, block.shape[2])
+    return Observation(Plain(vector, figures.channels.cpu().numpy(), figures.features, block.shape[2]))
 
 
 def _rms(figures: BlockFigures) -> float:
