@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from holdfast.core.record import StepRecord
 from holdfast.core.site import Site
@@ -310,3 +311,25 @@ def test_the_gradient_at_an_output_lies_as_the_output():
     assert not seen.roles.time_first
     assert seen.samples("act", "output") == 5
     assert seen.observer.gradients[Site("act", "grad_output")].samples == 5
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_of_a_long_recurrence_the_first_calls_are_read_and_then_ever_fewer(checkpointed):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.RNNCell(3, 4)
+
+        def forward(self, x):
+            h = torch.zeros(len(x), 4, requires_grad=True)
+            for now in x.unbind(1):
+                h = checkpoint(self.cell, now, h, use_reentrant=False) if checkpointed else self.cell(now, h)
+            return h
+
+    seen = Observed(Unrolled(), [normal(6, 100, 3)]).observer
+    read = [*range(16), 16, 32, 64]
+    for port, found in (("input", seen.observations), ("output", seen.observations), ("grad_output", seen.gradients)):
+        assert sorted({site.call for site in found if site.port == port}) == read, port
+    assert seen.skipped == {
+        "calls of cell in one pass after the first 16": "only those numbered by a power of two are read"
+    }

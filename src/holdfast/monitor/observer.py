@@ -35,6 +35,25 @@ LIGHT = 4
 A histogram costs as much as all the other figures together, and 4,096 values place a quantile within 1.5 % of them."""
 
 
+MOST_CALLS = 16
+"""Calls of a layer in one pass that are all read; of later ones those whose number is a power of two.
+
+A recurrence that is unrolled over a thousand time steps would else have a thousand places where others have one."""
+
+
+def passed_over(call: int) -> bool:
+    """Whether a call of a layer, by its number in a pass, is not read.
+
+    Args:
+        call: from 0.
+
+    Example:
+        >>> [call for call in range(100) if not passed_over(call)][14:]
+        [14, 15, 16, 32, 64]
+    """
+    return call >= MOST_CALLS and bool(call & (call - 1))
+
+
 @dataclass(slots=True)
 class Gradient:
     """What was seen of the gradient at a layer's output.
@@ -324,14 +343,15 @@ class Observer:
 
     @gradients.setter
     def gradients(self, gradients: dict[Site, Gradient]) -> None:
-        self._heard_back: list[tuple[Site, Gradient]] = []
+        self._heard_back: list[tuple[Reader, Observation]] = []
         self._gradients = gradients
 
     def _add_up(self) -> None:
         observations, gradients = self._observations, self._gradients
         for site, seen in self._heard:
             observations[site] = observations[site] + seen if site in observations else seen
-        for site, found in self._heard_back:
+        for reader, seen in self._heard_back:
+            found, site = Gradient(seen, reader.elements, reader.samples), reader.site
             gradients[site] = gradients[site] + found if site in gradients else found
         self._heard.clear()
         self._heard_back.clear()
@@ -377,9 +397,11 @@ class Observer:
         if transforming():
             self.skipped["what flows inside a transform of torch.func"] = "only plain passes are measured"
             return
+        call = self._calls.get(path, 0)
+        if passed_over(call):
+            return
         begin = perf_counter()
         try:
-            call = self._calls.get(path, 0)
             if len(args) == 1 and type(args[0]) is Tensor and not kwargs:
                 self._read(path, module, "input", "", args[0], call)
             else:
@@ -400,7 +422,7 @@ class Observer:
             tensor: as it is now; the memory may be written to again without its version counter telling.
             call: which call of the layer in the pass.
         """
-        if path in self._left_out or not self._reading:
+        if path in self._left_out or not self._reading or passed_over(call):
             return
         if port == "grad_output":
             if self._phase == "train":
@@ -413,6 +435,8 @@ class Observer:
     def _normalising(self, path: str) -> bool:
         """Whether what a batch normaliser does in this pass is wanted."""
         wanted = self._whole and self._trained_on and path not in self._left_out
+        if passed_over(self._calls.get(path, 0)):
+            return False
         return wanted and torch._C._current_graph_task_id() == -1 and not transforming()
 
     def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
@@ -463,17 +487,24 @@ class Observer:
             before = calls.get(path, 0)
             calls[path] = before + 1
             call = max(0, self._calls.get(path, 0) - calls[path]) if recomputed else before
-            reads = not recomputed and (self._only is None or path in self._only)
-            for leaf, tensor in (("", output),) if type(output) is Tensor else _leaves(output):
-                if reads:
-                    self._read(path, module, "output", leaf, tensor, call)
-                elif not recomputed and not self._lies_as_before(path, leaf, tensor):
-                    self._reader(path, module, "output", leaf, tensor, call)  # the gradient will lie as it does
-                if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
-                    on_gradient(tensor, functools.partial(self._gradient, path, leaf, call, module))
+            if passed_over(call):
+                place = f"calls of {path or 'the model'} in one pass after the first {MOST_CALLS}"
+                self.skipped[place] = "only those numbered by a power of two are read"
+            else:
+                self._see_output(path, module, output, call, recomputed)
         except Exception as error:
             self._leave_out(path, error)
         self.seconds += perf_counter() - begin
+
+    def _see_output(self, path: str, module: nn.Module, output: Any, call: int, recomputed: bool) -> None:
+        reads = not recomputed and (self._only is None or path in self._only)
+        for leaf, tensor in (("", output),) if type(output) is Tensor else _leaves(output):
+            if reads:
+                self._read(path, module, "output", leaf, tensor, call)
+            elif not recomputed and not self._lies_as_before(path, leaf, tensor):
+                self._reader(path, module, "output", leaf, tensor, call)  # the gradient will lie as it does
+            if self._phase == "train" and tensor.requires_grad and tensor.is_floating_point():
+                on_gradient(tensor, functools.partial(self._gradient, path, leaf, call, module))
 
     def _lies_as_before(self, path: str, leaf: str, output: Tensor) -> bool:
         lay = self._lays.get((path, "output", leaf))
@@ -488,9 +519,7 @@ class Observer:
             if reader is None or not reader.fits(gradient):
                 reader = self._reader(path, module, "grad_output", leaf, gradient, call)
             if reader is not None:
-                seen = reader.read(gradient, self._where, features=False)
-                found = Gradient(seen, gradient.numel(), gradient.shape[reader.layout.samples])
-                self._heard_back.append((reader.site, found))
+                self._heard_back.append((reader, reader.read(gradient, self._where, features=False)))
         except Exception as error:
             self._leave_out(path, error)
         self.seconds += perf_counter() - begin

@@ -28,6 +28,10 @@ class Reader:
         threshold: |x| above which values are counted as beyond; `None` counts none.
         sketched: about how many of the elements are counted in the sketch; 0 for all.
         exponents: of the sketches' scales by module, port and leaf; the first tensor read sets its place's.
+
+    Attributes:
+        elements: of a tensor, of which some are read.
+        samples: of a tensor.
     """
 
     __slots__ = (
@@ -36,7 +40,9 @@ class Reader:
         "_like",
         "_place",
         "_sketched",
+        "elements",
         "layout",
+        "samples",
         "sampling",
         "site",
         "threshold",
@@ -56,6 +62,7 @@ class Reader:
         self.site, self.layout, self.sampling, self.threshold = site, layout, sampling, threshold
         self._sketched, self._exponents, self._place = sketched, exponents, (site.module, site.port, site.leaf)
         self._like = type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu, tensor.is_neg()
+        self.elements, self.samples = tensor.numel(), tensor.shape[layout.samples]
         self.window = window_of(tensor, layout, sampling) if readable(tensor) else None
         self._lens: Lens | None = None
 
