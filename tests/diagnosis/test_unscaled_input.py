@@ -10,7 +10,7 @@ from holdfast.stats.channels import ChannelMoments
 from holdfast.store.memory import MemoryRun
 
 
-def _run(values, module="fc", kind="Linear"):
+def _run(values, module="fc", kind="Linear", bases=(), leaf=""):
     """A history that saw these values, `(samples, channels)`, at the model's input."""
     values = np.asarray(values, float)
     moments = ChannelMoments(
@@ -20,9 +20,9 @@ def _run(values, module="fc", kind="Linear"):
         (values == 0).sum(0).astype(float),
     )
     run = MemoryRun()
-    node = ModuleNode(module, kind, (kind,), True)
+    node = ModuleNode(module, kind, (kind, *bases), True)
     run.describe(Structure("net", "Net", (node,), (module,), (("", module),)))
-    run.write(StepRecord(1, channels={Site(module, "input"): moments}))
+    run.write(StepRecord(1, channels={Site(module, "input", leaf=leaf): moments}))
     return run
 
 
@@ -117,6 +117,12 @@ def test_does_not_fire(values):
 @pytest.mark.parametrize("kind", ["BatchNorm2d", "Embedding"])
 def test_a_normaliser_or_an_embedding_does_not_mind(kind):
     assert UnscaledInput().check(_run(255 * _pixels(GENERATOR), kind=kind)) == []
+
+
+@pytest.mark.parametrize(("leaf", "fires"), [("0", True), ("0.0", True), ("1", False), ("1.1", False), ("1.hx", False)])
+def test_the_state_that_a_recurrent_layer_is_handed_is_not_data(leaf, fires):
+    found = UnscaledInput().check(_run(255 * _pixels(GENERATOR), kind="LSTM", bases=("RNNBase",), leaf=leaf))
+    assert bool(found) == fires
 
 
 def test_without_structure_the_first_input_is_the_models(script):

@@ -19,6 +19,9 @@ from holdfast.diagnosis.severity import graded
 from holdfast.diagnosis.wording import number, plural
 from holdfast.stats.channels import ChannelMoments
 
+_SEQUENCE = ("", "0", "0.0", "1.input")
+"""Paths of a recurrent layer's first argument: alone, before a state, before a state given by name, by name itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnscaledInput:
@@ -46,7 +49,8 @@ class UnscaledInput:
 
     When it is wrong:
         A network whose first layer is a normaliser or an embedding does not mind (such a site is left out). Networks
-        built for raw values (spectra, counts in a logarithm layer) scale by themselves. Counts and sparse features are
+        built for raw values (spectra, counts in a logarithm layer) scale by themselves. The state that a recurrent
+        layer is handed is not taken for data. Counts and sparse features are
         judged by the SD of what varies. A minority of features far
         narrower than the others goes unseen.
 
@@ -118,7 +122,15 @@ class UnscaledInput:
             for node in structure.modules
             if any("Norm" in kind or kind.startswith("Embedding") for kind in (node.kind, *node.bases))
         }
-        return [site for site in observed if site.module in fed and site.module not in tolerant], True
+        # What a recurrent layer is handed beside its sequence is a state that the model made, not data.
+        recurrent = {node.path for node in structure.modules if {"RNNBase", "RNNCellBase"} & {node.kind, *node.bases}}
+        return [
+            site
+            for site in observed
+            if site.module in fed
+            and site.module not in tolerant
+            and (site.module not in recurrent or site.leaf in _SEQUENCE)
+        ], True
 
     def _judge(self, site: Site, step: int, moments: ChannelMoments) -> list[Finding]:
         sd = moments.sd
