@@ -13,7 +13,8 @@ from holdfast.live.layout import block
 from holdfast.measures.train_eval_gap import train_eval_gap
 from holdfast.monitor import batch_norms
 from holdfast.monitor.batch_norms import batch_statistics
-from holdfast.monitor.observer import Observer, Roles
+from holdfast.monitor.observer import Observer
+from holdfast.monitor.roles import Roles
 from holdfast.norms import GhostBatchNorm
 from holdfast.stats.batch_statistics import BatchStatistics
 

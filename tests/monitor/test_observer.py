@@ -12,7 +12,8 @@ from holdfast.diagnosis.saturated_units import SaturatedUnits
 from holdfast.live.leaves import observed_leaves
 from holdfast.live.replay import record_call
 from holdfast.live.structure import extract
-from holdfast.monitor.observer import Observer, Roles, roles
+from holdfast.monitor.observer import Observer
+from holdfast.monitor.roles import Roles, roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.norms.dynamic_tanh import DynamicTanh
 from holdfast.report.layers import layer_rows

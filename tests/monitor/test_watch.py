@@ -306,17 +306,19 @@ def test_update_ratio_is_the_optimisers_real_update(record):
         assert norm.value == pytest.approx(parameter.norm().item(), rel=1e-5)
 
 
-def test_evaluation_passes_are_apart(record):
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_evaluation_passes_are_apart(record, without_gradients):
     model = small_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recording = record(model, optimizer)
     train(model, optimizer, batches(1))
     model.eval()
-    with torch.no_grad():
+    with without_gradients():
         model(torch.full((8, 6), 1e6))
     model.train()
     train(model, optimizer, batches(1))
     history = recording.close()
+    assert not history.events("monitor-error")
     assert all(summary.extremes.high < 1e3 for _, summary in history.summaries(Site("0", "input")))
     ((step, seen),) = history.summaries(Site("0", "input", phase="eval"))
     assert step == 2

@@ -28,7 +28,8 @@ from holdfast.live.replay import record_call, untouched
 from holdfast.live.structure import extract
 from holdfast.measures.gradient_norm import gradient_norm
 from holdfast.monitor.nonfinite import nonfinite_event
-from holdfast.monitor.observer import MAX_ELEMENTS, Observer, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Observer
+from holdfast.monitor.roles import roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.store.memory import MemoryRun
 

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 
 from holdfast.core.protocols import Telemetry
 from holdfast.core.site import Phase, Port, Site
-from holdfast.core.structure import Structure
 from holdfast.live.hooks import HookSet, on_gradient
 from holdfast.live.layout import Layout, Sampling, block, layout_of
-from holdfast.live.leaves import is_rectifier, saturation_threshold, slope_of, zero_up_to
+from holdfast.live.leaves import saturation_threshold, slope_of
 from holdfast.live.measurable import transforming, unmeasured
 from holdfast.monitor.batch_norms import batch_statistics, normalises_batches, running_before, told
 from holdfast.monitor.compiled import CompiledCalls
 from holdfast.monitor.reader import MOST_SKETCHED, Reader
+from holdfast.monitor.roles import Roles
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
 
 MAX_ELEMENTS = 16_384
 """Elements read of a tensor in sampled mode, all samples first."""
+
 LIGHT = 4
 """By how much fewer are read, in sampled mode, for statistics alone; and fewer than are read are sketched, else.
 
 A histogram costs as much as all the other figures together, and 4,096 values place a quantile within 1.5 % of them."""
-
 
 MOST_CALLS = 16
 """Calls of a layer in one pass that are all read; of later ones those whose number is a power of two.
@@ -77,73 +77,6 @@ class Gradient:
     def norm(self) -> float:
         """L2 norm of the unscaled gradient, from the mean square of the elements read."""
         return self.seen.rms * self.elements**0.5 / self.scale
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """What some layers are watched for in particular, and what else of the structure tells how to read a layer.
-
-    Args:
-        saturating: `(path, port)` whose values enter an activation with two flat ends → |x| beyond which it is flat.
-        rectifiers: paths of the layers whose units can die.
-        rectified: paths of the layers whose output a rectifying function takes → the value up to which it gives zero.
-        sources: path of a layer → paths of the observed layers that feed it.
-        time_first: whether sequences have time on axis 0 and samples on axis 1.
-    """
-
-    saturating: Mapping[tuple[str, Port], float] = field(default_factory=dict)
-    rectifiers: frozenset[str] = frozenset()
-    rectified: Mapping[str, float] = field(default_factory=dict)
-    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    time_first: bool = False
-
-
-def roles(leaves: Sequence[tuple[str, nn.Module]], structure: Structure) -> Roles:
-    """Who saturates and who can die, told from types and from the structure, never from a range of values.
-
-    A model keeps its sequences time first when it holds recurrent or attention layers and none is `batch_first`.
-
-    Args:
-        leaves: `(path, module)` of the layers observed.
-        structure: names the functions that take a layer's output, and which layer feeds which.
-
-    Returns:
-        The roles.
-
-    Example:
-        >>> net = [("act", nn.Tanh()), ("rect", nn.ReLU())]
-        >>> found = roles(net, Structure("net", "Net", ()))
-        >>> list(found.saturating), sorted(found.rectifiers)
-        ([('act', 'input')], ['rect'])
-    """
-    saturating: dict[tuple[str, Port], float] = {}
-    for path, module in leaves:
-        limit = saturation_threshold(module)
-        if limit is not None:
-            saturating[path, "input"] = limit
-    rectifiers = frozenset(path for path, module in leaves if is_rectifier(module))
-    rectified: dict[str, float] = {}
-    observed = {path for path, _ in leaves}
-    for call in structure.functional:
-        # A module of known type that calls the function itself is one place, not two.
-        if call.producer not in observed or (call.owner, "input") in saturating or call.owner in rectifiers:
-            continue
-        limit = saturation_threshold(call.name)
-        if limit is not None:
-            saturating[call.producer, "output"] = limit
-        zero = zero_up_to(call.name)
-        if zero is not None and call.producer not in rectifiers:
-            rectified[call.producer] = zero
-    sources: dict[str, tuple[str, ...]] = {}
-    for source, target in structure.edges:
-        if source:
-            sources[target] = (*sources.get(target, ()), source)
-    batch_first = {
-        bool(node.settings.get("batch_first"))
-        for node in structure.modules
-        if {"RNNBase", "MultiheadAttention"} & set(node.bases)
-    }
-    return Roles(saturating, rectifiers, rectified, sources, batch_first == {False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -535,7 +468,8 @@ class Observer:
             observation = known.observation
         else:
             observation = reader.read(tensor, self._where, features=self._whole)
-            self._known[id(tensor)] = _Known(weakref.ref(tensor), tensor._version, reader, observation)
+            if not tensor.is_inference():  # which has no version to notice a change by
+                self._known[id(tensor)] = _Known(weakref.ref(tensor), tensor._version, reader, observation)
         if port == "output" and self._whole and (zero := self.in_force.rectified.get(path)) is not None:
             observation = copy(observation)
             observation.rectified = self._rectified(reader, tensor, zero)

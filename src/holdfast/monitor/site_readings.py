@@ -24,7 +24,8 @@ from holdfast.measures.saturated_fraction import saturated_fraction
 from holdfast.measures.signal_spread import signal_spread
 from holdfast.measures.train_eval_gap import train_eval_gap
 from holdfast.monitor.blas import on_one_thread
-from holdfast.monitor.observer import Gradient, Roles
+from holdfast.monitor.observer import Gradient
+from holdfast.monitor.roles import Roles
 from holdfast.stats.batch_statistics import BatchStatistics
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.features import Features

@@ -53,9 +53,10 @@ from holdfast.monitor.given import chosen, probe_call, shapes
 from holdfast.monitor.loss_tap import TAP
 from holdfast.monitor.module_tree import ModuleTree
 from holdfast.monitor.nonfinite import keep_batch, nonfinite_event
-from holdfast.monitor.observer import MAX_ELEMENTS, Gradient, Observer, Roles, roles
+from holdfast.monitor.observer import MAX_ELEMENTS, Gradient, Observer
 from holdfast.monitor.parameters import Parameters
 from holdfast.monitor.ranks import Ranks
+from holdfast.monitor.roles import Roles, roles
 from holdfast.monitor.site_readings import Past, site_readings
 from holdfast.stats.features import Features
 
