@@ -334,3 +334,30 @@ def test_of_a_long_recurrence_the_first_calls_are_read_and_then_ever_fewer(check
     assert seen.skipped == {
         "calls of cell in one pass after the first 16": "only those numbered by a power of two are read"
     }
+
+
+def test_a_layer_whose_passes_do_not_add_up_is_left_out_and_the_others_are_read():
+    class Widths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+            self.linear = nn.Linear(1, 2)
+
+        def forward(self, x):
+            return self.linear(self.act(x).mean(1, keepdim=True))
+
+    model, failed = Widths(), []
+    observer = Observer(
+        observed_leaves(model),
+        stream="net",
+        max_elements=None,
+        roles=Roles(),
+        failed=lambda path, error: failed.append(path),
+    )
+    observer.attach()
+    for width in (6, 8):
+        observer.begin_pass("train", trained_on=True)
+        model(normal(4, width)).sum().backward()
+    assert observer.observations[Site("linear", "input")].summary.moments.count == 8
+    assert observer.gradients[Site("linear", "grad_output")].elements == 16
+    assert set(failed) == {"act"}

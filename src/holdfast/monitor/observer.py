@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from holdfast.monitor.roles import Roles
 from holdfast.stats.batch_statistics import BatchStatistics, Running
 from holdfast.stats.channels import ChannelMoments
 from holdfast.stats.observation import Observation, observe
+
+T = TypeVar("T", "Observation", "Gradient")
 
 MAX_ELEMENTS = 16_384
 """Elements read of a tensor in sampled mode, all samples first."""
@@ -108,6 +110,34 @@ class _Known(NamedTuple):
         """Whether what was read of it is what a reader would read: the same part, on the same scale, nothing beyond."""
         same = self.reader.layout == reader.layout and reader.threshold is None
         return same and self.observation.exponent == reader.exponent
+
+
+class _Sums(Generic[T]):
+    """What was seen at each site, added up over passes when somebody asks.
+
+    Hooks only note it down: adding up in one go, not amid the training, finds its code in the processor's caches.
+
+    Args:
+        sums: to begin with.
+        failed: called with a layer's path and the exception where two of its things do not add up.
+    """
+
+    def __init__(self, sums: dict[Site, T], failed: Callable[[str, Exception], None]) -> None:
+        self._sums: dict[Site, T] = sums
+        self._failed = failed
+        self._heard: list[tuple[Site, T]] = []
+
+    def hear(self, site: Site, seen: T) -> None:
+        self._heard.append((site, seen))
+
+    def sums(self) -> dict[Site, T]:
+        heard, self._heard = self._heard, []
+        for site, seen in heard:
+            try:
+                self._sums[site] = self._sums[site] + seen if site in self._sums else seen
+            except Exception as error:
+                self._failed(site.module, error)
+        return self._sums
 
 
 class _Work:
@@ -221,8 +251,8 @@ class Observer:
         self._where = where
         self._whole = only is None
         self._only = only
-        self.observations = {}
-        self.gradients = {}
+        self._observations = _Sums[Observation]({}, self._leave_out)
+        self._gradients = _Sums[Gradient]({}, self._leave_out)
         self.normalised: dict[Site, BatchStatistics] = {}
         # Not before: what is compared within a step must be read in the same way.
         if self.in_force is not self.roles:
@@ -241,7 +271,8 @@ class Observer:
             reading: whether to read it at all.
             trained_on: whether the pass is one of the training's own, and not a probe's or an evaluation's.
         """
-        self._add_up()
+        self._observations.sums()
+        self._gradients.sums()
         self._phase: Phase = phase
         self._turn = phase, self._whole
         self._reading = reading
@@ -255,39 +286,19 @@ class Observer:
             # is not known before the first pass.
             self._running = {path: running_before(module) for path, module in self._batch_norms}
 
-    # What hooks hear they only note down: adding up, in one go, finds its code in the processor's caches.
-
     @property
     def observations(self) -> dict[Site, Observation]:
         """What was read since `begin`, by site."""
-        self._add_up()
-        return self._observations
+        return self._observations.sums()
 
     @observations.setter
     def observations(self, observations: dict[Site, Observation]) -> None:
-        self._heard: list[tuple[Site, Observation]] = []
-        self._observations = observations
+        self._observations = _Sums(observations, self._leave_out)
 
     @property
     def gradients(self) -> dict[Site, Gradient]:
         """What was seen on the way back since `begin`, by site."""
-        self._add_up()
-        return self._gradients
-
-    @gradients.setter
-    def gradients(self, gradients: dict[Site, Gradient]) -> None:
-        self._heard_back: list[tuple[Reader, Observation]] = []
-        self._gradients = gradients
-
-    def _add_up(self) -> None:
-        observations, gradients = self._observations, self._gradients
-        for site, seen in self._heard:
-            observations[site] = observations[site] + seen if site in observations else seen
-        for reader, seen in self._heard_back:
-            found, site = Gradient(seen, reader.elements, reader.samples), reader.site
-            gradients[site] = gradients[site] + found if site in gradients else found
-        self._heard.clear()
-        self._heard_back.clear()
+        return self._gradients.sums()
 
     @property
     def compiled(self) -> frozenset[nn.Module]:
@@ -368,8 +379,7 @@ class Observer:
     def _normalising(self, path: str) -> bool:
         """Whether what a batch normaliser does in this pass is wanted."""
         wanted = self._whole and self._trained_on and path not in self._left_out
-        if passed_over(self._calls.get(path, 0)):
-            return False
+        wanted = wanted and not passed_over(self._calls.get(path, 0))
         return wanted and torch._C._current_graph_task_id() == -1 and not transforming()
 
     def _normalises_compiled(self, path: str, module: nn.Module, tensor: Tensor, leaf: str, grad: bool) -> None:
@@ -452,7 +462,8 @@ class Observer:
             if reader is None or not reader.fits(gradient):
                 reader = self._reader(path, module, "grad_output", leaf, gradient, call)
             if reader is not None:
-                self._heard_back.append((reader, reader.read(gradient, self._where, features=False)))
+                seen = reader.read(gradient, self._where, features=False)
+                self._gradients.hear(reader.site, Gradient(seen, reader.elements, reader.samples))
         except Exception as error:
             self._leave_out(path, error)
         self.seconds += perf_counter() - begin
@@ -473,7 +484,7 @@ class Observer:
         if port == "output" and self._whole and (zero := self.in_force.rectified.get(path)) is not None:
             observation = copy(observation)
             observation.rectified = self._rectified(reader, tensor, zero)
-        self._heard.append((reader.site, observation))
+        self._observations.hear(reader.site, observation)
 
     def _same(self, tensor: Tensor) -> _Known | None:
         """What was read of this very tensor, if nobody has changed it since."""
