@@ -119,24 +119,27 @@ class _Sums(Generic[T]):
 
     Args:
         sums: to begin with.
-        failed: called with a layer's path and the exception where two of its things do not add up.
     """
 
-    def __init__(self, sums: dict[Site, T], failed: Callable[[str, Exception], None]) -> None:
+    def __init__(self, sums: dict[Site, T]) -> None:
         self._sums: dict[Site, T] = sums
-        self._failed = failed
         self._heard: list[tuple[Site, T]] = []
 
     def hear(self, site: Site, seen: T) -> None:
         self._heard.append((site, seen))
 
-    def sums(self) -> dict[Site, T]:
+    def sums(self, failed: Callable[[str, Exception], None]) -> dict[Site, T]:
+        """What was seen, by site; the same dictionary each time.
+
+        Args:
+            failed: called with a layer's path and the exception where two of its things do not add up.
+        """
         heard, self._heard = self._heard, []
         for site, seen in heard:
             try:
                 self._sums[site] = self._sums[site] + seen if site in self._sums else seen
             except Exception as error:
-                self._failed(site.module, error)
+                failed(site.module, error)
         return self._sums
 
 
@@ -251,8 +254,8 @@ class Observer:
         self._where = where
         self._whole = only is None
         self._only = only
-        self._observations = _Sums[Observation]({}, self._leave_out)
-        self._gradients = _Sums[Gradient]({}, self._leave_out)
+        self._observations = _Sums[Observation]({})
+        self._gradients = _Sums[Gradient]({})
         self.normalised: dict[Site, BatchStatistics] = {}
         # Not before: what is compared within a step must be read in the same way.
         if self.in_force is not self.roles:
@@ -271,8 +274,8 @@ class Observer:
             reading: whether to read it at all.
             trained_on: whether the pass is one of the training's own, and not a probe's or an evaluation's.
         """
-        self._observations.sums()
-        self._gradients.sums()
+        self._observations.sums(self._leave_out)
+        self._gradients.sums(self._leave_out)
         self._phase: Phase = phase
         self._turn = phase, self._whole
         self._reading = reading
@@ -289,16 +292,16 @@ class Observer:
     @property
     def observations(self) -> dict[Site, Observation]:
         """What was read since `begin`, by site."""
-        return self._observations.sums()
+        return self._observations.sums(self._leave_out)
 
     @observations.setter
     def observations(self, observations: dict[Site, Observation]) -> None:
-        self._observations = _Sums(observations, self._leave_out)
+        self._observations = _Sums(observations)
 
     @property
     def gradients(self) -> dict[Site, Gradient]:
         """What was seen on the way back since `begin`, by site."""
-        return self._gradients.sums()
+        return self._gradients.sums(self._leave_out)
 
     @property
     def compiled(self) -> frozenset[nn.Module]:
