@@ -33,7 +33,8 @@ class LossTap:
         self._roots: list[Tensor] = []
         self._spent: list[Tensor] = []  # roots that belonged to a step
         self._spenders: set[int] = set()  # and whose
-        self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, ours
+        self._listening = False
+        self._replaced: dict[tuple[Any, str], tuple[Any, Any]] = {}  # owner and name → the original and ours
         self._steps: Any = None
         self._pid = 0
         self._afterwards: list[Callable[[], None]] = []
@@ -47,15 +48,12 @@ class LossTap:
             skipped: a bound method, called when a gradient scaler has skipped a step; not kept alive.
         """
         self._listeners.append(weakref.WeakMethod(skipped))
-        if self._replaced:
-            return
-        self._pid = os.getpid()
-        self._forget()
-        self._replace(torch.autograd, "backward", self._backward)
-        self._replace(GradScaler, "scale", self._scale)
-        self._replace(GradScaler, "update", self._update)
-        # Runs after the stepping optimiser's own hooks, and so after its watch has taken the loss.
-        self._steps = register_optimizer_step_post_hook(self._stepped)
+        if self._steps is None:
+            self._pid = os.getpid()
+            self._forget()
+            # Runs after the stepping optimiser's own hooks, and so after its watch has taken the loss.
+            self._steps = register_optimizer_step_post_hook(self._stepped)
+        self._listen()
 
     def close(self, skipped: Callable[[], None]) -> None:
         """Stop listening; the last to close puts torch's functions back.
@@ -64,15 +62,10 @@ class LossTap:
             skipped: as given to `open`.
         """
         self._listeners = [each for each in self._listeners if each() not in (None, skipped)]
-        if self._listeners or not self._replaced:
-            return
-        for owner, name, original, ours in self._replaced:
-            # Somebody may have wrapped ours since: theirs stays, and ours within it hears nobody from now on.
-            if getattr(owner, name) is ours:
-                setattr(owner, name, original)
-        self._replaced.clear()
-        self._steps.remove()
-        self._forget()
+        self._listen()
+        if not self._listeners and self._steps is not None:
+            self._steps.remove()
+            self._steps = None
 
     def rest(self, who: object) -> None:
         """Tell that a listener needs nothing until it wakes; when all rest, losses pass unheard.
@@ -81,6 +74,7 @@ class LossTap:
             who: rests.
         """
         self._resting.add(id(who))
+        self._listen()
 
     def wake(self, who: object) -> None:
         """End a rest.
@@ -89,6 +83,7 @@ class LossTap:
             who: rested.
         """
         self._resting.discard(id(who))
+        self._listen()
 
     def take(self, optimizer: Optimizer, *, first: bool = False, again: bool = False) -> float | None:
         """The loss since the last step, and forget it.
@@ -131,11 +126,30 @@ class LossTap:
 
     # What stands in for torch's functions; each calls the original first or last, and changes nothing about it.
 
+    def _listen(self) -> None:
+        """Put ours in place of torch's functions, or torch's back, as somebody needs them or nobody does."""
+        wanted = len(self._listeners) > len(self._resting)
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        if wanted:
+            self._replace(torch.autograd, "backward", self._backward)
+            self._replace(GradScaler, "scale", self._scale)
+            self._replace(GradScaler, "update", self._update)
+            return
+        self._forget()
+        for place, (original, ours) in list(self._replaced.items()):
+            # Somebody may have wrapped ours since: theirs stays, and ours within it hears nothing meanwhile.
+            if getattr(*place) is ours:
+                setattr(*place, original)
+                del self._replaced[place]
+
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        original = getattr(owner, name)
-        ours = functools.wraps(original)(make(original))
-        setattr(owner, name, ours)
-        self._replaced.append((owner, name, original, ours))
+        if (owner, name) not in self._replaced:
+            original = getattr(owner, name)
+            ours = functools.wraps(original)(make(original))
+            setattr(owner, name, ours)
+            self._replaced[owner, name] = original, ours
 
     def _backward(self, original: Any) -> Any:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +185,7 @@ class LossTap:
 
     @property
     def _hears(self) -> bool:
-        return len(self._listeners) > len(self._resting) and os.getpid() == self._pid
+        return self._listening and os.getpid() == self._pid
 
     def _hear(self, tensors: Any) -> None:
         if not self._hears:
@@ -188,7 +202,8 @@ class LossTap:
             self._roots.append(root.detach())
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._spend(optimizer)
+        if self._listening:
+            self._spend(optimizer)
 
     def _spend(self, optimizer: Optimizer) -> None:
         if self._roots:

@@ -377,7 +377,11 @@ class Watch:
             self._fixed = FixedProbe(lambda: self._forward_probe(cut))
 
     def _step_begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._resting or self._in_backward or os.getpid() != self._pid or self._stepping not in (None, optimizer):
+        if self._resting:
+            if self._stepping is None:
+                self._stepping = optimizer
+            return
+        if self._in_backward or os.getpid() != self._pid or self._stepping not in (None, optimizer):
             return
         if self._task != -1 and self._counted():
             return
@@ -401,8 +405,16 @@ class Watch:
             self._guard("measures asked for", self._asked.hold)
 
     def _step_ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._resting:
-            self._rest(optimizer)
+        if self._resting:  # all that runs then, and so without a call more than it needs
+            if self._stepping is not optimizer:
+                return
+            self._stepping = None
+            task = torch._C._current_graph_task_id()
+            if getattr(optimizer, "found_inf", None) is None and task == -1 and self._resting > 1:
+                self._step += 1
+                self._resting -= 1
+            else:
+                self._rest(optimizer)
             return
         if self._in_backward or os.getpid() != self._pid or self._stepping is not optimizer:
             return
@@ -490,6 +502,7 @@ class Watch:
     def _wake(self) -> None:
         self._cadence.rested(self._rests - self._resting, time.perf_counter() - self._slept)
         self._resting = 0
+        self._loss = None  # of the last step that was looked at
         TAP.wake(self)
         self._root_hooks.attach()
 
