@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,13 +32,20 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Non
         optimizer.step()
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with hf.watch(model, optimizer, run=tmp_path / "run", probe=torch.randn(32, 6), every=2, strict=True):
+    with hf.watch(model, optimizer, run=folder, probe=torch.randn(32, 6), every=2, strict=True):
         train(model, optimizer, 30)
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def recorded(trained: Path, tmp_path: Path) -> Path:
+    """A run that a test may write to."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_a_run_is_read_back(recorded):
@@ -287,8 +295,8 @@ def test_a_full_disk_in_the_middle_of_training_does_not_stop_it(tmp_path):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
     run = hf.watch(model, optimizer, run="run", every=1, probe=torch.randn(8, 6))
     step()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, resource.RLIM_INFINITY))
-    for _ in range(1500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))
+    for _ in range(300):
         step()
     run.close()
     print("trained", sum(each.numel() for each in model.parameters()))
