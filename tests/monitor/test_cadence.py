@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from holdfast.core.errors import InputError
-from holdfast.monitor.cadence import SETTLED, SETTLING, Cadence
+from holdfast.monitor.cadence import PASSING, SETTLED, SETTLING, Cadence
 
 
 def test_a_number_observes_the_first_step_and_its_multiples():
@@ -33,7 +33,7 @@ class Simulated:
 def simulate(
     monkeypatch, budget: float, *, bare: float, price: float, statistics: float = 0.0, each: float = 0.0, steps=2600
 ) -> Simulated:
-    """Probes cost `price`, a third of it writing; statistics alone `statistics`; every step `each`."""
+    """Probes cost `price`, a third of it writing; statistics alone `statistics`; a step looked at `each`."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     cadence = Cadence("auto", budget)
@@ -42,7 +42,8 @@ def simulate(
     for step in range(1, steps + 1):
         if resting:
             resting -= 1
-            clock[0] += bare
+            clock[0] += bare + PASSING
+            spent += PASSING
             if not resting:
                 cadence.rested(slept, clock[0] - asleep)
                 wanted = cadence.wants(step + 1)
@@ -140,11 +141,19 @@ def test_steps_that_passed_unseen_count_no_longer_than_they_lasted():
     for _ in range(10):
         cadence.stepped(observed=False, probed=False, lasted=0.1)
     cadence.rested(50, seconds=100.0)
-    assert cadence.account.run == pytest.approx(6.0)
+    assert cadence.account.run == pytest.approx(6.0 + 50 * PASSING, abs=1e-9)
     cadence.rested(50, seconds=2.0)
-    assert cadence.account.run == pytest.approx(8.0)
+    assert cadence.account.run == pytest.approx(8.0 + 50 * PASSING, abs=1e-9)
+    assert cadence.account.hooks == pytest.approx(100 * PASSING)
     assert cadence.account.rested == 100
     assert not cadence.wants(111), "a step is looked at first"
+
+
+def test_where_steps_are_shorter_than_what_is_left_on_some_are_observed_all_the_same(monkeypatch):
+    found = simulate(monkeypatch, 0.01, bare=0.0001, price=0.003, statistics=0.0003, each=0.00002, steps=40_000)
+    assert found.rested > 35_000
+    assert sum(step > SETTLED for step in found.observed) >= 5
+    assert found.share <= 0.01 + PASSING / 0.0001
 
 
 def test_measures_asked_for_have_a_part_of_the_budget_of_their_own(monkeypatch):
