@@ -17,8 +17,7 @@ demo: $(READY)
 	$(BIN)/holdfast demo
 
 # One process a core, one thread each: small tensors gain nothing from more, and cores that wait for each other lose.
-# Each takes a half of the files, so that most of what a file prepares is prepared once, and helps the other at the end.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # The kernels are compiled while the checks run, so that no test has to wait for them.
 test: $(READY)
