@@ -13,7 +13,8 @@ step took beyond the bare block of the same round: the median over rounds, with 
 within a budget pays for few dear steps, which a median over blocks would not see: for it, time in all over bare time in
 all, with blocks three times as long. "bare, again" is a second bare process: what it seems to cost is what this machine
 cannot resolve; a bar is missed where the whole interval lies beyond it. The optimiser is SGD without momentum, the
-cheapest, so that a share of the step is largest.
+cheapest, so that a share of the step is largest. What "auto" takes is less than two processes differ by anyway: for it
+see `budget.py`, which compares within one.
 
 Peak memory is that of the arm's process. "libraries only" has imported the package and compiled its kernels and watches
 nothing; what a watch itself needs is its peak beyond that one.
