@@ -22,7 +22,6 @@ import argparse
 import itertools
 import math
 import os
-import platform
 import random
 import tempfile
 import time
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from overhead import WORKLOADS, judged
+from overhead import WORKLOADS, judged, machine
 from parts.arm import SETTLING
 from parts.monitors import bare, ours
 from parts.workloads import workload
@@ -197,9 +196,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     head = [
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {given.threads} threads, "
-        f"Python {platform.python_version()}, torch {torch.__version__}; {given.seconds:g} s a row, blocks of "
-        f"{given.block:g} s, seed 0; load of the machine at the start {os.getloadavg()[0]:.1f}",
+        f"{machine(given.threads)}; {given.seconds:g} s a row, blocks of {given.block:g} s, seed 0; load of the machine at the start {os.getloadavg()[0]:.1f}",
         "",
         "| workload | watch | bare, ms a step | pairs of blocks | overhead, % [95 %] | budget, % "
         "| by its own account, % | statistics | probes |",

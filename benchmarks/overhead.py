@@ -261,13 +261,20 @@ def available(arms: Sequence[str]) -> list[str]:
     return [arm for arm in arms if arm not in missing]
 
 
-def environment(plan: Plan) -> str:
+def machine(threads: int) -> str:
+    """Where it was measured, and with what."""
     installed = [name for name in ("torch", "holdfast", "tensorboard", "wandb") if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {version(name)}" for name in installed)
+    return (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {threads} threads, "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def environment(plan: Plan) -> str:
     clock = "processor time" if plan.processor else "by the clock"
     return (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {plan.threads} threads, "
-        f"Python {platform.python_version()}, {versions}; {plan.rounds} rounds of {plan.seconds:g} s ({clock}), "
+        f"{machine(plan.threads)}; {plan.rounds} rounds of {plan.seconds:g} s ({clock}), "
         f"sets of processes: {plan.sets}, seed {plan.seed}; load of the machine at the start {os.getloadavg()[0]:.1f}"
     )
 

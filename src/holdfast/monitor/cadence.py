@@ -25,8 +25,8 @@ ASKING = frozenset({2, 20, 200})
 # Steps in a row of which nothing is seen, at most: a loss that is not finite is noticed by then.
 MOST_RESTED = 100
 
-# Seconds that such a step is taken to cost all the same: two hooks are called that do next to nothing, where caches are
-# cold. Measured from outside (`benchmarks/budget.py`), for a hook cannot time its own call.
+# Seconds that such a step is taken to cost all the same: three hooks are called that do next to nothing, where caches
+# are cold. Measured from outside (`benchmarks/budget.py`), for a hook cannot time its own call.
 PASSING = 5e-6
 
 Cause = Literal["hooks", "measures", "probes", "hand_off"]
