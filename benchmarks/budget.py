@@ -196,7 +196,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     head = [
-        f"{machine(given.threads)}; {given.seconds:g} s a row, blocks of {given.block:g} s, seed 0; load of the machine at the start {os.getloadavg()[0]:.1f}",
+        f"{machine(given.threads)}; {given.seconds:g} s a row, blocks of {given.block:g} s, seed 0; "
+        f"load of the machine at the start {os.getloadavg()[0]:.1f}",
         "",
         "| workload | watch | bare, ms a step | pairs of blocks | overhead, % [95 %] | budget, % "
         "| by its own account, % | statistics | probes |",
